@@ -1,0 +1,145 @@
+"""Every path of a run, computed here only. Knows names, never contents.
+
+runs/<name>/
+  config.yaml  environment.json
+  m0/                        how M_0 came to be, when this run makes it
+    initial/                 Hugging Face folder: random weights and a tokenizer
+    demonstrations.parquet   what supervised fine-tuning learns from
+    train/  hf/              the fine-tuning run; M_0
+  iteration_00/
+    samples/train  samples/test  graded/train  graded/test
+    evaluation.json  pairs.parquet  pairs.json  reference.parquet
+    train/                   checkpoints/, metrics.jsonl, TensorBoard events
+    hf/                      M_1
+    <stage>.manifest.json
+  logs/  report/
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TrainFolder:
+    """One training run: of an iteration, or of M_0's supervised fine-tuning."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+
+@dataclass(frozen=True)
+class ModelZeroFolder:
+    """Where this run makes its own M_0."""
+
+    root: Path
+
+    @property
+    def initial(self) -> Path:
+        return self.root / "initial"
+
+    @property
+    def demonstrations(self) -> Path:
+        return self.root / "demonstrations.parquet"
+
+    @property
+    def train(self) -> TrainFolder:
+        return TrainFolder(self.root / "train")
+
+    @property
+    def hf(self) -> Path:
+        return self.root / "hf"
+
+    def manifest(self, stage: str) -> Path:
+        return self.root / f"{stage}.manifest.json"
+
+
+@dataclass(frozen=True)
+class IterationFolder:
+    """Everything that starts from M_t."""
+
+    root: Path
+
+    def samples(self, split: str) -> Path:
+        """The folder of Parquet parts for `split`: "train" or an evaluation set's name."""
+        return self.root / "samples" / split
+
+    def graded(self, split: str) -> Path:
+        """The folder of Parquet parts, one for each part of `samples(split)`."""
+        return self.root / "graded" / split
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation.json"
+
+    @property
+    def pairs(self) -> Path:
+        return self.root / "pairs.parquet"
+
+    @property
+    def pairs_summary(self) -> Path:
+        return self.root / "pairs.json"
+
+    @property
+    def reference(self) -> Path:
+        return self.root / "reference.parquet"
+
+    @property
+    def train(self) -> TrainFolder:
+        return TrainFolder(self.root / "train")
+
+    @property
+    def hf(self) -> Path:
+        """M_t+1, exported."""
+        return self.root / "hf"
+
+    def manifest(self, stage: str) -> Path:
+        return self.root / f"{stage}.manifest.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The root of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def model_zero(self) -> ModelZeroFolder:
+        return ModelZeroFolder(self.root / "m0")
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    def iteration(self, index: int) -> IterationFolder:
+        return IterationFolder(self.root / f"iteration_{index:02d}")
+
+    def manifest(self, stage: str) -> Path:
+        return self.root / f"{stage}.manifest.json"
