@@ -1,0 +1,258 @@
+"""`IRPOModel`: the policy as a NeMo model. A Megatron-core GPTModel inside, DPO + NLL or plain NLL outside.
+
+One Lightning batch is one global batch: this data-parallel rank's micro batches, which Megatron's schedule runs forward and backward with
+tensor and pipeline parallel. The loss function hands the schedule (sum over pairs, number of pairs), and Megatron divides by the pairs of
+the global batch after reducing gradients over all ranks; so the result is the exact mean whatever the layout.
+
+Shapes: as in `batches` and `loss`. The module works without a Trainer, for loading, log-probs and export.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from nemo.core import ModelPT
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from irpo_nemo.config import LossConfig, ParallelConfig, TrainingConfig
+from irpo_nemo.training.batches import MicroBatch
+from irpo_nemo.training.families import export_hf, load_hf_weights
+from irpo_nemo.training.gpt import build_gpt_model
+from irpo_nemo.training.logprobs import sum_completion_logprobs, vocab_parallel_logprobs
+from irpo_nemo.training.loss import nll_per_sequence, pair_losses
+from irpo_nemo.training.parallel import initialize_parallel, reports_losses, training_device
+
+METRIC_NAMES = (
+    "loss/total",
+    "loss/dpo",
+    "loss/nll",
+    "reward/chosen",
+    "reward/rejected",
+    "reward/margin",
+    "reward/accuracy",
+    "logprob/chosen",
+    "logprob/rejected",
+    "tokens/chosen",
+    "tokens/rejected",
+)
+"""What the loss function sums over pairs, in this order; rejected ones stay 0 without a rejected side."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class IRPOModelConfig:
+    """`cfg` of `IRPOModel`."""
+
+    hf_folder: str
+    """Where the weights, their shape and the tokenizer come from."""
+    seed: int
+    num_steps: int
+    """Optimizer steps of the whole run; the learning-rate schedule needs it."""
+    loss: LossConfig
+    training: TrainingConfig
+    parallel: ParallelConfig
+
+
+class IRPOModel(ModelPT):
+    """A policy that Megatron-core splits over the ranks of this job.
+
+    Args:
+        cfg: An `IRPOModelConfig` as OmegaConf.
+        trainer: Lightning's Trainer; None to load, score or export only.
+    """
+
+    def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
+        super().__init__(cfg=cfg, trainer=trainer)
+        self.automatic_optimization = False
+        self.options: IRPOModelConfig = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(IRPOModelConfig), cfg_values(cfg))
+        )
+        initialize_parallel(self.options.parallel, seed=self.options.seed)
+        self.chunks = torch.nn.ModuleList(
+            build_gpt_model(
+                Path(self.options.hf_folder), parallel=self.options.parallel, bf16=self.options.training.bf16
+            )
+        )
+        load_hf_weights(list(self.chunks), Path(self.options.hf_folder))
+        self.step = 0
+        """Optimizer steps taken, over all resumptions."""
+        self.megatron_optimizer: Any = None
+        self.megatron_scheduler: Any = None
+        self.last_metrics: dict[str, float] = {}
+        self._wrapped: list[torch.nn.Module] = []
+
+    @classmethod
+    def list_available_models(cls) -> None:
+        """There are no pre-trained models to download."""
+        return None
+
+    def setup_training_data(self, train_data_config: DictConfig) -> None:
+        """Data comes from the session, through Trainer.fit."""
+
+    def setup_validation_data(self, val_data_config: DictConfig) -> None:
+        """Evaluation is a stage of its own."""
+
+    def configure_optimizers(self) -> None:
+        """Build Megatron's DDP, optimizer and schedule; Lightning gets none, since Megatron's is no torch optimizer."""
+        if self.megatron_optimizer is None:
+            self.prepare_for_training()
+
+    def prepare_for_training(self) -> None:
+        """Wrap the chunks in Megatron's DistributedDataParallel and make the optimizer and its schedule."""
+        from irpo_nemo.training.optimizer import make_optimizer, make_scheduler, wrap_in_ddp
+
+        self._wrapped = wrap_in_ddp(list(self.chunks), self.options.training)
+        self.megatron_optimizer = make_optimizer(self._wrapped, self.options.training)
+        self.megatron_scheduler = make_scheduler(
+            self.megatron_optimizer, self.options.training.optimizer, self.options.num_steps
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Leave the batch on the CPU; micro batches move one at a time."""
+        return batch
+
+    def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:  # noqa: ARG002
+        """Take one optimizer step on this rank's micro batches of one global batch; the metrics end in `last_metrics`."""
+        self.last_metrics = self.forward_backward(batch)
+        learning_rate = self.megatron_optimizer.param_groups[0]["lr"]
+        _, grad_norm, _ = self.megatron_optimizer.step()
+        self.megatron_scheduler.step(increment=1)
+        self.last_metrics |= {"grad_norm": float(grad_norm), "learning_rate": float(learning_rate)}
+        self.step += 1
+
+    def forward_backward(self, batch: Sequence[MicroBatch]) -> dict[str, float]:
+        """Accumulate the gradient of the global batch's mean loss; return its metrics, means over its pairs, on every rank."""
+        for chunk in self._wrapped:
+            chunk.zero_grad_buffer()
+        self.megatron_optimizer.zero_grad()
+        outputs = self._run_schedule(self._wrapped, batch, self._loss_of_rows, forward_only=False)
+        return _reduce_metrics(outputs)
+
+    @torch.no_grad()
+    def completion_logprobs(self, batch: Sequence[MicroBatch]) -> list[Tensor] | None:
+        """Score completions without gradients.
+
+        Returns:
+            Summed log-probs of each micro batch's rows, [sequences] fp32 each, where `reports_losses`; None on other ranks.
+        """
+        outputs = self._run_schedule(list(self.chunks), batch, _scores_of_rows, forward_only=True)
+        return [output["logprobs"] for output in outputs] if reports_losses() else None
+
+    def export(self, folder: Path) -> None:
+        """Write the weights as a Hugging Face folder, with the tokenizer of the one they came from. Every rank calls this."""
+        export_hf(list(self.chunks), source_folder=Path(self.options.hf_folder), target_folder=folder)
+
+    def _run_schedule(
+        self,
+        chunks: list[torch.nn.Module],
+        batch: Sequence[MicroBatch],
+        finish: Callable[..., Any],
+        *,
+        forward_only: bool,
+    ) -> list[dict[str, Tensor]]:
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        return get_forward_backward_func()(
+            forward_step_func=partial(_forward_step, finish=finish),
+            data_iterator=iter(batch),
+            model=chunks,
+            num_microbatches=len(batch),
+            seq_length=batch[0].tokens.shape[1],
+            micro_batch_size=batch[0].tokens.shape[0],
+            forward_only=forward_only,
+        )
+
+    def _loss_of_rows(
+        self, batch: MicroBatch, sums: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Megatron's loss contract: (sum over pairs, number of pairs, sums of metrics)."""
+        metrics, loss = (self._pair_metrics if batch.has_rejected else self._demonstration_metrics)(batch, sums, counts)
+        weighted = (metrics * batch.weights).sum(dim=1)
+        num_examples = batch.weights.sum()
+        return (
+            (loss * batch.weights).sum(),
+            num_examples.to(torch.int),
+            {"sums": torch.cat([weighted, num_examples[None]]).detach().double()},
+        )
+
+    def _pair_metrics(self, batch: MicroBatch, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """[len(METRIC_NAMES), pairs] and the loss, [pairs]."""
+        chosen, rejected = sums.chunk(2)
+        reference_chosen, reference_rejected = batch.reference_logprobs.chunk(2)
+        chosen_tokens, rejected_tokens = counts.chunk(2)
+        loss = self.options.loss
+        losses = pair_losses(
+            chosen,
+            rejected,
+            reference_chosen,
+            reference_rejected,
+            chosen_tokens,
+            beta=loss.beta,
+            dpo_weight=loss.dpo_weight,
+            nll_weight=loss.nll_weight,
+        )
+        margin = losses.reward_chosen - losses.reward_rejected
+        rows = (
+            losses.total,
+            losses.dpo,
+            losses.nll,
+            losses.reward_chosen,
+            losses.reward_rejected,
+            margin,
+            (margin > 0).float(),
+            chosen,
+            rejected,
+            chosen_tokens.float(),
+            rejected_tokens.float(),
+        )
+        return torch.stack([row.detach() for row in rows]), losses.total
+
+    def _demonstration_metrics(self, batch: MicroBatch, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """[len(METRIC_NAMES), demonstrations] and the loss, [demonstrations]."""
+        nll = nll_per_sequence(sums, counts)
+        values = {"loss/total": nll, "loss/nll": nll, "logprob/chosen": sums, "tokens/chosen": counts.float()}
+        zero = torch.zeros_like(nll)
+        return torch.stack([values.get(name, zero).detach() for name in METRIC_NAMES]), nll
+
+
+def cfg_values(cfg: DictConfig) -> DictConfig:
+    """`cfg` without the keys that NeMo adds to it."""
+    names = [field.name for field in dataclasses.fields(IRPOModelConfig)]
+    return OmegaConf.masked_copy(cfg, names)
+
+
+def _forward_step(
+    data: Iterator[MicroBatch], model: torch.nn.Module, *, finish: Callable[..., Any]
+) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """Megatron's forward-step contract: the chunk's output, and what turns the last stage's output into a loss."""
+    batch = next(data).to(training_device())
+    output = model(input_ids=batch.tokens, position_ids=batch.position_ids, attention_mask=None)
+    return output, partial(_finish_rows, batch=batch, finish=finish)
+
+
+def _finish_rows(logits: Tensor, *, batch: MicroBatch, finish: Callable[..., Any]) -> Any:
+    """Sum each row's completion log-probs and hand them on. `logits`: [sequences, seq, vocab/tp]."""
+    logprobs = vocab_parallel_logprobs(logits, batch.targets)
+    sums, counts = sum_completion_logprobs(logprobs, batch.completion_mask)
+    return finish(batch, sums, counts)
+
+
+def _scores_of_rows(batch: MicroBatch, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # noqa: ARG001
+    return sums.sum(), torch.ones((), dtype=torch.int, device=sums.device), {"logprobs": sums.clone()}
+
+
+def _reduce_metrics(outputs: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean of every metric over the pairs of the global batch; all-reduces once over all ranks."""
+    total = torch.zeros(len(METRIC_NAMES) + 1, dtype=torch.float64, device=training_device())
+    if reports_losses():
+        total += torch.stack([output["sums"] for output in outputs]).sum(dim=0)
+    dist.all_reduce(total)
+    *sums, num_examples = total.tolist()
+    metrics = {name: value / num_examples for name, value in zip(METRIC_NAMES, sums, strict=True)}
+    metrics["num_pairs"] = num_examples
+    return metrics
