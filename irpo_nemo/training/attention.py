@@ -1,9 +1,11 @@
 """The modules we put into Megatron's local layer spec: causal attention by torch, and RMSNorm.
 
-Megatron's own `DotProductAttention` materialises the scores of every position with every other, and its norm without TransformerEngine
-refuses sequence parallelism. Both modules have the interface that Megatron-core 0.16 to 0.19 builds and calls.
+Megatron's own `DotProductAttention` materialises the scores of every position with every other, and its norm without
+TransformerEngine refuses sequence parallelism. Both modules have the interface that Megatron-core 0.16 to 0.19 builds
+and calls.
 
-Shapes are Megatron's: s = positions, b = sequences of the micro batch, heads and groups = this rank's query heads and key-value heads.
+Shapes are Megatron's: s = positions, b = sequences of the micro batch, heads = this rank's query heads, groups = this
+rank's key-value heads.
 """
 
 from typing import Any
@@ -16,7 +18,8 @@ from torch import Tensor
 class CausalAttention(torch.nn.Module):
     """Causal grouped-query attention over right-padded sequences.
 
-    Padding sits at the end, where no real token can see it, so no mask is needed: the causal kernel is exact for every real position.
+    Padding sits at the end, where no real token can see it, so no mask is needed: the causal kernel is exact for every
+    real position.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class CausalAttention(torch.nn.Module):
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm; with sequence parallelism its weight's gradient is marked to be summed over the tensor-parallel ranks."""
+    """torch's RMSNorm, whose weight says if its gradient is to be summed over the tensor-parallel ranks."""
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5) -> None:
         device = None if config.use_cpu_initialization else torch.cuda.current_device()

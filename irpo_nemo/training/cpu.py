@@ -1,8 +1,8 @@
-"""Let Megatron-core run on a machine without CUDA, over gloo: real schedules, optimizers and checkpoints, not a simulation.
+"""Let Megatron-core run on a machine without CUDA, over gloo: its real schedules, optimizers and checkpoints.
 
-Megatron-core 0.16 to 0.19 names the CUDA device outright in its schedules, buffers and optimizers. `enable_megatron_on_cpu` answers
-those calls with the CPU. It knows nothing of models. What it cannot mend belongs to the configuration: fusions off, dropout 0
-(`irpo_nemo.training.families`), gradient overlap off.
+Megatron-core 0.16 to 0.19 names the CUDA device outright in its schedules, buffers and optimizers.
+`enable_megatron_on_cpu` answers those calls with the CPU. It knows nothing of models. What it cannot mend belongs to
+the configuration: fusions off, dropout 0 (`irpo_nemo.training.gpt`), gradient overlap off.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,8 +17,8 @@ _enabled = False
 def enable_megatron_on_cpu() -> None:
     """Make this process answer Megatron's CUDA calls with the CPU.
 
-    Does nothing where CUDA is available, or when called again. Call it in the thread that trains, before groups and models are built:
-    torch keeps the mode below per thread (backward on a CPU runs in the caller's thread).
+    Does nothing where CUDA is available, or when called again. Call it in the thread that trains, before groups and
+    models are built: torch keeps the mode below per thread (backward on a CPU runs in the caller's thread).
     """
     global _enabled
     if _enabled or torch.cuda.is_available():
@@ -30,12 +30,12 @@ def enable_megatron_on_cpu() -> None:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """Redirects what torch functions are told about the device: schedules, grad buffers and optimizers say device="cuda"."""
+    """Redirects torch functions that schedules, gradient buffers and optimizers call with device="cuda"."""
 
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Iterable[type],  # noqa: ARG002
+        types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
@@ -71,7 +71,7 @@ def _replace_cuda_queries() -> None:
     # device=torch.cuda.current_device() is how the tensor-parallel layers and collectives place their buffers.
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
     # Point-to-point communication, timers and checkpoints synchronize with a device that is not there.
-    torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment, misc] # noqa: ARG005
+    torch.cuda.synchronize = lambda device=None: None  # noqa: ARG005
     # Grad buckets (0.18 and later) order their reduction after the current stream.
     torch.cuda.current_stream = lambda device=None: _IdleStream()  # type: ignore[assignment, return-value, misc] # noqa: ARG005
     torch.cuda.default_stream = lambda device=None: _IdleStream()  # type: ignore[assignment, return-value, misc] # noqa: ARG005
@@ -80,11 +80,11 @@ def _replace_cuda_queries() -> None:
 def _replace_rng_states() -> None:
     from megatron.core.tensor_parallel import random
 
-    # Activation recomputation and checkpoints save the CUDA generator beside the CPU's; there is none, so its state is empty.
+    # Activation recomputation and checkpoints save the CUDA generator beside the CPU's; its state is empty here.
     no_state = torch.empty(0, dtype=torch.uint8)
     random._get_cuda_rng_state = lambda *_, **__: no_state
     random._set_cuda_rng_state = lambda *_, **__: None
-    torch.cuda.get_rng_state = lambda device="cuda": no_state  # type: ignore[assignment, misc] # noqa: ARG005
-    torch.cuda.set_rng_state = lambda new_state, device="cuda": None  # type: ignore[assignment, misc] # noqa: ARG005
-    # The training tracker forks CUDA generators around every sharded layer; this one's fork does nothing. Dropout must be 0.
+    torch.cuda.get_rng_state = lambda device="cuda": no_state  # noqa: ARG005
+    torch.cuda.set_rng_state = lambda new_state, device="cuda": None  # noqa: ARG005
+    # The training tracker forks CUDA generators around sharded layers; this one's fork does nothing. Dropout must be 0.
     random.initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)

@@ -1,7 +1,7 @@
 """Build Megatron-core's `GPTModel` from a Hugging Face folder, for this rank's place in the parallel layout.
 
-Everything is built from Megatron's local layer spec with our attention and norm in it, so TransformerEngine and apex are not needed.
-`parallel_state` must be initialised first, and `enable_megatron_on_cpu` called where there is no CUDA.
+Everything is built from Megatron's local layer spec with our attention and norm in it, so TransformerEngine and apex
+are not needed. `parallel_state` must be initialised first, and `enable_megatron_on_cpu` called where there is no CUDA.
 
 Shapes: b = sequences, s = positions, v = vocabulary padded to a multiple of the tensor-parallel size tp.
 """
@@ -34,14 +34,15 @@ def build_gpt_model(
 ) -> list[GPTModel]:
     """Build this rank's part of the model, on its CUDA device or on the CPU.
 
-    Call forward with (input_ids, position_ids, attention_mask=None) on right-padded batches [b, s]; the last pipeline stage answers
-    with logits [b, s, v/tp].
+    Call forward with (input_ids, position_ids, attention_mask=None) on right-padded batches [b, s]; the last pipeline
+    stage answers with logits [b, s, v/tp].
 
     Args:
         hf_folder: config.json, and safetensors weights unless load_weights is False.
         parallel: Sizes of the groups that parallel_state was initialised with.
         bf16: Parameters and activations in bfloat16 instead of float32.
-        sequence_parallel: Split activations between layers along the sequence; s must be a multiple of tp, and tp more than 1.
+        sequence_parallel: Split activations between layers along the sequence; s must be a multiple of tp, and tp more
+            than 1.
         recompute_activations: Keep only each layer's input for backward.
         load_weights: Leave the random initialisation when False, for example to load a checkpoint over it.
 
@@ -134,7 +135,7 @@ def _kernel_options(*, has_cuda: bool) -> dict[str, Any]:
 
 
 def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """Megatron's local spec with our attention, and our RMSNorm in every place: the final norm would be apex's where that is installed."""
+    """Megatron's local spec with our attention, and our norm everywhere: its own final norm may be apex's."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm

@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens from logits whose vocabulary is split over the tensor-parallel ranks.
 
-Megatron pads the vocabulary so that it divides evenly; the padded columns hold no token and stay out of the softmax. Knows nothing of
-prompts, pairs or losses.
+Megatron pads the vocabulary so that it divides evenly; the padded columns hold no token and stay out of the softmax.
+Knows nothing of prompts, pairs or losses.
 
 Shapes: b = sequences of the micro batch, s = positions, v = padded vocabulary, tp = tensor-parallel size, rows = b * s.
 """
@@ -17,10 +17,11 @@ _CHUNK_ELEMENTS = 2**24
 
 
 def vocab_parallel_logprobs(logits: Tensor, targets: Tensor, *, vocab_size: int, tp_group: ProcessGroup) -> Tensor:
-    """Compute log softmax(logits)[target] in fp32 without ever holding the whole vocabulary, or its softmax, on one rank.
+    """Compute log softmax(logits)[target] in fp32; no rank ever holds the whole vocabulary, or a softmax of its part.
 
-    All-reduces twice over the tensor-parallel group in forward (maximum; sums), never in backward. Keeps the logits, and two numbers a
-    position, for backward. A target outside [0, vocab_size) has a meaningless but finite value: mask it.
+    All-reduces twice over the tensor-parallel group in forward (maximum; sums), never in backward. Keeps the logits,
+    and three numbers a position, for backward. A target outside [0, vocab_size) has a meaningless but finite value:
+    mask it.
 
     Args:
         logits: This rank's columns of the padded vocabulary, [b, s, v/tp], any float dtype.
@@ -51,7 +52,7 @@ def sum_completion_logprobs(token_logprobs: Tensor, completion_mask: Tensor) -> 
 
 
 class _VocabParallelLogprobs(torch.autograd.Function):
-    """d logprob / d logits = onehot(target) - softmax, which each rank knows for its own columns once the partition sum is known."""
+    """d logprob / d logits = onehot(target) - softmax: each rank knows its columns' once it has the partition sum."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab_size: int, tp_group: ProcessGroup) -> Tensor:
@@ -103,7 +104,7 @@ def _row_maximum(rows: Tensor, num_tokens: int) -> Tensor:
 def _row_sums(
     rows: Tensor, num_tokens: int, maximum: Tensor, columns: Tensor, is_ours: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sum exp(logit - maximum) over our tokens, and pick the target's logit where it is ours, 0 elsewhere; both [rows], fp32."""
+    """Sum exp(logit - maximum) over our tokens, and pick the target's logit if ours, else 0; both [rows], fp32."""
     exp_sums = torch.zeros_like(maximum)
     for chunk in _row_chunks(rows):
         exp_sums[chunk] = (rows[chunk, :num_tokens].float() - maximum[chunk, None]).exp_().sum(dim=-1)

@@ -1,18 +1,17 @@
-"""The IRPO loss: DPO plus length-normalised NLL of the chosen completion (Pang et al. 2024, arXiv 2404.19733v3, equation 1).
+"""The IRPO loss: DPO plus length-normalised NLL of chosen (Pang et al. 2024, arXiv 2404.19733v3, equation 1).
 
     dpo  = -log sigmoid( beta * [ (log p(chosen) - log p_ref(chosen)) - (log p(rejected) - log p_ref(rejected)) ] )
     nll  = -log p(chosen) / number of completion tokens of chosen
     loss = dpo_weight * dpo + nll_weight * nll
 
-The log-probs are sums over completion tokens, end-of-sequence included. Values are per pair; the caller averages them over all pairs of
-the global batch. Knows nothing of models, batches or ranks.
+The log-probs are sums over completion tokens, end-of-sequence included. Values are per pair; the caller averages them
+over all pairs of the global batch. Knows nothing of models, batches or ranks.
 
 Shapes: pairs = pairs of this micro batch; sequences = any number of completions.
 """
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

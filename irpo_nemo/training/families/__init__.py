@@ -1,6 +1,7 @@
 """Model families: how a Hugging Face folder becomes a Megatron `GPTModel`, and back.
 
-A new family is one module with the functions of `Family`, and one line in `FAMILIES`. This module imports none of them until asked.
+A new family is one module with the functions of `Family`, and one line in `FAMILIES`. This module imports none of them
+until asked.
 """
 
 import importlib
@@ -17,7 +18,7 @@ FAMILIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A slice of one Hugging Face tensor: entries start to stop (exclusive) along `dim`, all of the other dimensions."""
+    """A slice of one Hugging Face tensor: entries start to stop (exclusive) along `dim`, all of the other dimension."""
 
     tensor: str
     start: int
@@ -47,7 +48,8 @@ class Family(Protocol):
     def parameter_pieces(self, name: str, hf_config: dict[str, Any], *, tp_rank: int, tp_size: int) -> list[Piece]:
         """The slices that, stacked along dimension 0, are this rank's shard of a Megatron parameter.
 
-        The layer number in `name` counts from the first layer of the whole model. Rows left over at the end of the shard are padding.
+        The layer number in `name` counts from the first layer of the whole model. Rows left over at the end of the
+        shard are padding.
         """
         ...
 

@@ -1,6 +1,6 @@
-"""A Hugging Face model folder on disk: slices of its tensors in, a complete new folder out. Safetensors only; nothing is unpickled.
+"""A Hugging Face model folder on disk: slices of its tensors in, a complete new folder out.
 
-Knows nothing of Megatron or ranks.
+Safetensors only; nothing is unpickled. Knows nothing of Megatron or ranks.
 """
 
 import json
@@ -51,7 +51,8 @@ class HFWeights:
         missing = sorted(set(tensors) - set(self._file_of))
         if missing:
             raise ModelError(
-                f"{self.folder}: lacks tensor {missing[0]} ({len(missing)} of {len(tensors)} are missing), which config.json calls for."
+                f"{self.folder}: lacks tensor {missing[0]}, which config.json calls for "
+                f"({len(missing)} of {len(tensors)} are missing)."
             )
         for name, wanted in tensors.items():
             found = tuple(self._slice(name).get_shape())
@@ -101,7 +102,7 @@ class HFWeights:
 
 
 class HFFolderWriter:
-    """Writes a model folder beside its place, and moves it there when it is complete: a reader sees all of it or nothing."""
+    """Writes a model folder beside its place, and moves it there when complete: a reader sees all of it or nothing."""
 
     def __init__(self, target: Path | str, *, source: Path | str, max_shard_gib: float) -> None:
         """Start the folder with the source's configuration and tokenizer.
@@ -164,7 +165,7 @@ class HFFolderWriter:
         if count == 1:
             (self._partial / "shard-0").rename(self._partial / _SINGLE_FILE)
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(self._shards):
             file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
             (self._partial / f"shard-{number}").rename(self._partial / file)

@@ -1,7 +1,8 @@
-"""Llama and models of its shape: RMSNorm, SwiGLU, RoPE (plain or Llama 3's scaling), grouped-query attention, no biases.
+"""Llama and models of its shape: RMSNorm, SwiGLU, RoPE (plain or Llama 3's scaling), grouped-query attention, no bias.
 
-Megatron keeps query, key and value in one matrix, ordered by key-value head: [queries of head 0, key 0, value 0, queries of head 1, ...].
-linear_fc1 is [gate; up] on every tensor-parallel rank. Hugging Face's names are those of transformers' LlamaForCausalLM.
+Megatron keeps query, key and value in one matrix, ordered by key-value head: [queries of head 0, key 0, value 0,
+queries of head 1, ...]. linear_fc1 is [gate; up] on every tensor-parallel rank. Hugging Face's names are those of
+transformers' LlamaForCausalLM.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The shape of a decoder-only model as its Hugging Face config.json tells it, and whether a parallel layout fits it.
 
-Imports neither torch nor megatron, so that a configuration is checked before anything heavy starts. Defaults are transformers' own for a
-key that is left out; keys are read as transformers 4 and 5 spell them.
+Imports neither torch nor megatron, so that a configuration is checked before anything heavy starts. Defaults are
+transformers' own for a key that is left out; keys are read as transformers 4 and 5 spell them.
 """
 
 import json
@@ -68,7 +68,11 @@ class ModelShape:
 
 
 def _read_rope(hf_config: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """transformers 5 has one `rope_parameters`; transformers 4 has `rope_theta` beside `rope_scaling`, whose type was once `type`."""
+    """Read theta and scaling.
+
+    transformers 5 has one `rope_parameters`; transformers 4 has `rope_theta` beside `rope_scaling`, whose rope_type was
+    once spelled type.
+    """
     parameters = dict(hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {})
     theta = parameters.pop("rope_theta", None) or hf_config.get("rope_theta") or 10000.0
     parameters["rope_type"] = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"

@@ -1,7 +1,7 @@
 """Weights between a Hugging Face folder and Megatron model chunks, for any tensor, pipeline and data parallel layout.
 
-Each rank reads only the slices it owns. Export gathers one layer at a time. Which slices make a parameter is the family's to say; both
-directions follow the same description, so what was read is what is written back.
+Each rank reads only the slices it owns. Export gathers one layer at a time. Which slices make a parameter is the
+family's to say; both directions follow the same description, so what was read is what is written back.
 
 Shards are [rows, ...]: this tensor-parallel rank's part of a Megatron parameter.
 """
@@ -65,12 +65,14 @@ def export_hf(
 ) -> None:
     """Write the model as a Hugging Face folder. All ranks call it; global rank 0 writes.
 
-    The first data-parallel replica takes part: each layer is gathered to the first tensor-parallel rank of its stage, which sends it
-    to global rank 0. That rank holds one layer and one unwritten file at a time. All ranks meet in a barrier before and after.
+    The first data-parallel replica takes part: each layer is gathered to the first tensor-parallel rank of its stage,
+    which sends it to global rank 0. That rank holds one layer and one unwritten file at a time. All ranks meet in a
+    barrier before and after.
 
     Args:
         model_chunks: This rank's GPTModel chunks, wrapped or not.
-        source_folder: The folder that the model was loaded from; gives config.json (and with it the dtype), tokenizer, generation config.
+        source_folder: The folder that the model was loaded from; gives config.json (and with it the dtype), tokenizer,
+            generation config.
         target_folder: Must not exist.
         max_shard_gib: Largest safetensors file.
 
@@ -131,7 +133,7 @@ class _Mapping:
 
 
 def _gather_layers(model_chunks: Sequence[torch.nn.Module], mapping: _Mapping) -> Iterator[dict[str, Tensor]]:
-    """Go through the model layer by layer; global rank 0 gets each layer's Hugging Face tensors, other ranks empty dictionaries."""
+    """Go through the model; global rank 0 gets each layer's Hugging Face tensors, other ranks empty dictionaries."""
     local = dict(_named_parameters(model_chunks))
     group = parallel_state.get_pipeline_model_parallel_group()
     stage = parallel_state.get_pipeline_model_parallel_rank()
@@ -176,7 +178,7 @@ def _layer_order(name: str) -> int:
 
 
 def _gather_shards(shard: Tensor, mapping: _Mapping, name: str) -> list[Tensor]:
-    """Gather a parameter's shards over the tensor-parallel group, in the export's dtype; only its first rank gets them."""
+    """Gather a parameter's shards, in the export's dtype, to the first rank of the tensor-parallel group."""
     shard = shard.detach().to(mapping.dtype).contiguous()
     if not mapping.is_sharded(name):
         return [shard]
