@@ -98,6 +98,8 @@ class ReferenceLogprob:
     """The frozen reference's log-probability of one completion given its prompt."""
 
     candidate_id: str
+    model_hash: str
+    """Of the reference."""
     logprob: float
     """Summed over the completion's tokens, natural log."""
     num_tokens: int

@@ -60,6 +60,8 @@ class MicroBatch:
     """[sequences] fp32, summed over the completion."""
     weights: Tensor
     """[examples] fp32: 1, or 0 for an example that only fills an incomplete batch."""
+    num_tokens: int
+    """Tokens that are not padding."""
     has_rejected: bool
     """Rows are [chosen; rejected], else chosen only."""
 
@@ -121,6 +123,7 @@ def make_micro_batch(examples: Sequence[Example], weights: Sequence[float]) -> M
         completion_mask=mask,
         reference_logprobs=torch.tensor([row.reference_logprob for row in rows], dtype=torch.float32),
         weights=torch.tensor(weights, dtype=torch.float32),
+        num_tokens=sum(row.length for row in rows),
         has_rejected=bool(rejected),
     )
 

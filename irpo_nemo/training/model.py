@@ -22,7 +22,8 @@ from torch import Tensor
 
 from irpo_nemo.config import LossConfig, ParallelConfig, TrainingConfig
 from irpo_nemo.training.batches import MicroBatch
-from irpo_nemo.training.families import export_hf, load_hf_weights
+from irpo_nemo.training.families.shape import read_hf_config
+from irpo_nemo.training.families.weights import export_hf
 from irpo_nemo.training.gpt import build_gpt_model
 from irpo_nemo.training.logprobs import sum_completion_logprobs, vocab_parallel_logprobs
 from irpo_nemo.training.loss import nll_per_sequence, pair_losses
@@ -78,7 +79,7 @@ class IRPOModel(ModelPT):
                 Path(self.options.hf_folder), parallel=self.options.parallel, bf16=self.options.training.bf16
             )
         )
-        load_hf_weights(list(self.chunks), Path(self.options.hf_folder))
+        self.vocab_size = int(read_hf_config(self.options.hf_folder)["vocab_size"])
         self.step = 0
         """Optimizer steps taken, over all resumptions."""
         self.megatron_optimizer: Any = None
@@ -158,7 +159,7 @@ class IRPOModel(ModelPT):
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         return get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, finish=finish),
+            forward_step_func=partial(_forward_step, vocab_size=self.vocab_size, finish=finish),
             data_iterator=iter(batch),
             model=chunks,
             num_microbatches=len(batch),
@@ -227,17 +228,20 @@ def cfg_values(cfg: DictConfig) -> DictConfig:
 
 
 def _forward_step(
-    data: Iterator[MicroBatch], model: torch.nn.Module, *, finish: Callable[..., Any]
+    data: Iterator[MicroBatch], model: torch.nn.Module, *, vocab_size: int, finish: Callable[..., Any]
 ) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Megatron's forward-step contract: the chunk's output, and what turns the last stage's output into a loss."""
     batch = next(data).to(training_device())
     output = model(input_ids=batch.tokens, position_ids=batch.position_ids, attention_mask=None)
-    return output, partial(_finish_rows, batch=batch, finish=finish)
+    return output, partial(_finish_rows, batch=batch, vocab_size=vocab_size, finish=finish)
 
 
-def _finish_rows(logits: Tensor, *, batch: MicroBatch, finish: Callable[..., Any]) -> Any:
+def _finish_rows(logits: Tensor, *, batch: MicroBatch, vocab_size: int, finish: Callable[..., Any]) -> Any:
     """Sum each row's completion log-probs and hand them on. `logits`: [sequences, seq, vocab/tp]."""
-    logprobs = vocab_parallel_logprobs(logits, batch.targets)
+    from megatron.core import parallel_state
+
+    tp_group = parallel_state.get_tensor_model_parallel_group()
+    logprobs = vocab_parallel_logprobs(logits, batch.targets, vocab_size=vocab_size, tp_group=tp_group)
     sums, counts = sum_completion_logprobs(logprobs, batch.completion_mask)
     return finish(batch, sums, counts)
 

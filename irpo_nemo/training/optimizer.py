@@ -23,11 +23,12 @@ def wrap_in_ddp(chunks: list[torch.nn.Module], training: TrainingConfig) -> list
         overlap_grad_reduce=on_cuda,
         overlap_param_gather=on_cuda and training.use_distributed_optimizer,
     )
+    config = chunks[0].config
+    config.calculate_per_token_loss = True
     wrapped = [
         DistributedDataParallel(config=chunk.config, ddp_config=ddp_config, module=chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
-    config = chunks[0].config
     config.finalize_model_grads_func = finalize_model_grads
     if on_cuda:
         config.no_sync_func = [chunk.no_sync for chunk in wrapped] if len(wrapped) > 1 else wrapped[0].no_sync

@@ -1,0 +1,141 @@
+"""Distributed checkpoints of a training run: weights, optimizer, schedule, random state, and the step.
+
+The data position is the step itself (`batches.GlobalBatches`). A checkpoint is written under a temporary name and renamed when every rank
+has finished, so a folder `step_<n>` is always whole. Format: Megatron's torch_dist, plus our `checkpoint.json`, since Megatron-core 0.19
+reads what 0.16 wrote but not the other way round.
+"""
+
+import dataclasses
+import logging
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from irpo_nemo.artifacts import explain_os_errors, publish_folder, read_json, write_json
+from irpo_nemo.errors import ArtifactError
+from irpo_nemo.training.model import IRPOModel
+from irpo_nemo.training.parallel import is_rank_zero
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = "checkpoint.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointDescription:
+    """What a checkpoint belongs to."""
+
+    step: int
+    num_steps: int
+    data_digest: str
+    """Of the pairs or demonstrations."""
+    world_size: int
+    tensor_model_parallel_size: int
+    pipeline_model_parallel_size: int
+    megatron_core: str
+
+
+def save_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str, keep: int) -> None:
+    """Write `folder/step_<n>`, then drop all but the newest `keep`. Every rank calls this."""
+    from megatron.core import dist_checkpointing
+
+    target = folder / f"step_{policy.step:08d}"
+    temporary = target.with_suffix(".tmp")
+    if is_rank_zero():
+        with explain_os_errors(folder):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+    dist.barrier()
+    with explain_os_errors(folder):
+        dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(temporary))
+    if is_rank_zero():
+        write_json(temporary / DESCRIPTION, dataclasses.asdict(_describe(policy, data_digest)))
+        publish_folder(temporary, target)
+        _drop_old(folder, keep)
+    dist.barrier()
+
+
+def _describe(policy: IRPOModel, data_digest: str) -> CheckpointDescription:
+    return CheckpointDescription(
+        step=policy.step,
+        num_steps=policy.options.num_steps,
+        data_digest=data_digest,
+        world_size=dist.get_world_size(),
+        tensor_model_parallel_size=policy.options.parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=policy.options.parallel.pipeline_model_parallel_size,
+        megatron_core=version("megatron-core"),
+    )
+
+
+def _drop_old(folder: Path, keep: int) -> None:
+    for path in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if path.suffix != ".tmp")
+
+
+def load_latest_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str) -> bool:
+    """Continue from the newest checkpoint of `folder`; False when there is none. Every rank calls this.
+
+    Raises:
+        ArtifactError: The checkpoint belongs to other data.
+    """
+    from megatron.core import dist_checkpointing
+
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        return False
+    path = checkpoints[-1]
+    found = CheckpointDescription(**read_json(path / DESCRIPTION))
+    if found.data_digest != data_digest:
+        raise ArtifactError(
+            f"{path}: was made from other training data (digest {found.data_digest[:12]}, now {data_digest[:12]}). "
+            f"Delete {folder.parent} to train again."
+        )
+    state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(path))
+    for index, chunk in enumerate(policy.chunks):
+        chunk.load_state_dict(state[f"model{index}"])
+    policy.megatron_optimizer.load_state_dict(state["optimizer"])
+    policy.megatron_scheduler.load_state_dict(state["scheduler"])
+    if "random" in state:
+        _restore_random_state(state["random"])
+    policy.step = found.step
+    return True
+
+
+def _sharded_state(policy: IRPOModel, *, is_loading: bool) -> dict[str, Any]:
+    # fully_reshardable is the sharding that lets a run continue with other tensor and pipeline sizes.
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    model = {f"model{index}": chunk.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(policy.chunks)}
+    optimizer_view = model["model0"] if len(model) == 1 else model
+    return {
+        **model,
+        "optimizer": policy.megatron_optimizer.sharded_state_dict(
+            optimizer_view, is_loading=is_loading, metadata=metadata
+        ),
+        "scheduler": policy.megatron_scheduler.state_dict(),
+        "random": _sharded_random_state(),
+    }
+
+
+def _sharded_random_state() -> Any:
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return ShardedObject("random", states, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
+
+
+def _restore_random_state(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,110 @@
+"""Log-probs of the reference, once per unique completion, by the trainer itself before its first step.
+
+At that moment the policy is the reference, so no second model is ever in memory. The result is a file keyed by candidate id and model
+hash; a later start that finds it whole uses it.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from irpo_nemo.artifacts import read_records, write_records
+from irpo_nemo.errors import ModelError
+from irpo_nemo.records import PreferencePair, ReferenceLogprob
+from irpo_nemo.training.batches import Completion, Example, MicroBatch, make_micro_batch
+from irpo_nemo.training.model import IRPOModel
+from irpo_nemo.training.parallel import (
+    data_parallel_rank,
+    data_parallel_size,
+    is_rank_zero,
+    reports_losses,
+    training_device,
+)
+
+logger = logging.getLogger(__name__)
+
+SCHEDULE_MICRO_BATCHES = 8
+"""Micro batches that go through the pipeline in one run of the schedule."""
+
+
+def reference_logprobs(
+    policy: IRPOModel, pairs: Sequence[PreferencePair], path: Path, *, model_hash: str
+) -> list[ReferenceLogprob]:
+    """Read `path` when it covers every completion of `pairs` under this model; else score them and write it.
+
+    Every rank calls this before the first optimizer step, and gets all log-probs.
+    """
+    completions = unique_completions(pairs)
+    if path.exists() and _covers(stored := read_records(path, ReferenceLogprob), completions, model_hash):
+        return stored
+    logprobs = score_completions(policy, list(completions.values()), rows_per_micro_batch=rows_at_once(policy))
+    references = [
+        ReferenceLogprob(
+            candidate_id=candidate_id,
+            model_hash=model_hash,
+            logprob=logprob,
+            num_tokens=len(completion.completion),
+        )
+        for (candidate_id, completion), logprob in zip(completions.items(), logprobs, strict=True)
+    ]
+    if is_rank_zero():
+        write_records(path, references, ReferenceLogprob)
+        logger.info("reference log-probs of %d completions in %s", len(references), path)
+    dist.barrier()
+    return references
+
+
+def unique_completions(pairs: Sequence[PreferencePair]) -> dict[str, Completion]:
+    """Every completion that a pair names, once, by candidate id."""
+    completions: dict[str, Completion] = {}
+    for pair in pairs:
+        for candidate_id, token_ids in (
+            (pair.chosen_id, pair.chosen_token_ids),
+            (pair.rejected_id, pair.rejected_token_ids),
+        ):
+            completions[candidate_id] = Completion(prompt=pair.prompt_token_ids, completion=token_ids)
+    return completions
+
+
+def _covers(stored: Sequence[ReferenceLogprob], completions: dict[str, Completion], model_hash: str) -> bool:
+    known = {record.candidate_id: record for record in stored}
+    return known.keys() == completions.keys() and all(record.model_hash == model_hash for record in stored)
+
+
+def rows_at_once(policy: IRPOModel) -> int:
+    """Rows of a forward-only micro batch: as many as a training micro batch of pairs has, which fit with their gradients."""
+    return 2 * policy.options.training.micro_batch_size
+
+
+def score_completions(
+    policy: IRPOModel, completions: Sequence[Completion], *, rows_per_micro_batch: int
+) -> list[float]:
+    """Summed log-prob of each completion, in order, on every rank. All-reduces once over all ranks.
+
+    Raises:
+        ModelError: A log-prob is not finite.
+    """
+    by_length = sorted(range(len(completions)), key=lambda index: completions[index].length)
+    chunks = [by_length[i : i + rows_per_micro_batch] for i in range(0, len(by_length), rows_per_micro_batch)]
+    mine = chunks[data_parallel_rank() :: data_parallel_size()]
+    logprobs = torch.zeros(len(completions), dtype=torch.float64, device=training_device())
+    for start in range(0, len(mine), SCHEDULE_MICRO_BATCHES):
+        indices = mine[start : start + SCHEDULE_MICRO_BATCHES]
+        scores = policy.completion_logprobs([_rows_of([completions[i] for i in part]) for part in indices])
+        if scores is not None:
+            for part, values in zip(indices, scores, strict=True):
+                logprobs[part] = values.double()
+    if not reports_losses():
+        logprobs.zero_()
+    dist.all_reduce(logprobs)
+    if not bool(torch.isfinite(logprobs).all()):
+        raise ModelError("reference log-probs: not all are finite; the model's weights hold NaN or infinity")
+    return logprobs.tolist()
+
+
+def _rows_of(completions: Sequence[Completion]) -> MicroBatch:
+    examples = [Example(chosen=completion, rejected=None) for completion in completions]
+    return make_micro_batch(examples, [1.0] * len(examples))

@@ -1,0 +1,209 @@
+"""One training job from start to finish, on every rank: load, score the reference, train, export.
+
+`train_sft` makes M_0 from demonstrations; `train_irpo` makes M_t+1 from pairs. Both continue from the newest checkpoint they find, and
+give the same weights as if they had never been interrupted.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, Trainer
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+from irpo_nemo.artifacts import hash_file, hash_model_folder, read_records
+from irpo_nemo.config import IRPOConfig, TrainingConfig
+from irpo_nemo.errors import DataError
+from irpo_nemo.records import Demonstration, PreferencePair
+from irpo_nemo.run_folder import TrainFolder
+from irpo_nemo.training.batches import (
+    Example,
+    GlobalBatches,
+    count_steps,
+    examples_of_demonstrations,
+    examples_of_pairs,
+)
+from irpo_nemo.training.checkpoint import load_latest_checkpoint, save_checkpoint
+from irpo_nemo.training.model import IRPOModel, IRPOModelConfig
+from irpo_nemo.training.parallel import data_parallel_rank, data_parallel_size, is_rank_zero, shutdown_parallel
+from irpo_nemo.training.reference import reference_logprobs
+from irpo_nemo.training.step_log import LogSteps, StepLog
+from irpo_nemo.training.strategy import make_trainer
+
+
+@dataclass(kw_only=True)
+class TrainingOutcome:
+    """What happened, for the manifest."""
+
+    counts: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by part: load, reference, train, export."""
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Record the wall time of the block under `part`."""
+        started = time.monotonic()
+        yield
+        self.seconds[part] = time.monotonic() - started
+
+
+def train_sft(
+    config: IRPOConfig, *, initial: Path, demonstrations: Path, folder: TrainFolder, export_to: Path
+) -> TrainingOutcome:
+    """Fine-tune the Hugging Face folder `initial` on demonstrations and export M_0 to `export_to`. Every rank calls this."""
+    outcome = TrainingOutcome()
+    examples = examples_of_demonstrations(read_records(demonstrations, Demonstration))
+    with outcome.timed("load"):
+        policy = load_policy(config, config.sft, initial, num_examples=len(examples))
+    with outcome.timed("train"):
+        fit(policy, examples, folder, data_digest=hash_file(demonstrations), title="sft", outcome=outcome)
+    _finish(policy, export_to, outcome)
+    return outcome
+
+
+def train_irpo(
+    config: IRPOConfig,
+    *,
+    iteration: int,
+    model: Path,
+    pairs: Path,
+    reference: Path,
+    folder: TrainFolder,
+    export_to: Path,
+) -> TrainingOutcome:
+    """Train M_t on its pairs with DPO + NLL and export M_t+1 to `export_to`. Every rank calls this.
+
+    Args:
+        config: The run's configuration.
+        iteration: t.
+        model: Hugging Face folder of M_t.
+        pairs: Parquet of `PreferencePair`.
+        reference: Parquet of `ReferenceLogprob`; written here, or reused when it covers the pairs under M_t.
+        folder: Where checkpoints and metrics go.
+        export_to: Where M_t+1 goes.
+
+    Raises:
+        DataError: There are no pairs.
+    """
+    outcome = TrainingOutcome()
+    preference_pairs = read_records(pairs, PreferencePair)
+    if not preference_pairs:
+        raise DataError(
+            f"{pairs}: holds no pairs, so iteration {iteration} has nothing to learn from; pairs.json beside it says why. "
+            "Sample more candidates (sampling.num_candidates) or at another sampling.temperature."
+        )
+    with outcome.timed("load"):
+        policy = load_policy(config, config.training, model, num_examples=len(preference_pairs))
+    with outcome.timed("reference"):
+        references = reference_logprobs(policy, preference_pairs, reference, model_hash=hash_model_folder(model))
+    with outcome.timed("train"):
+        examples = examples_of_pairs(preference_pairs, references)
+        fit(
+            policy,
+            examples,
+            folder,
+            data_digest=hash_file(pairs),
+            title=f"iteration {iteration}  train",
+            outcome=outcome,
+        )
+    _finish(policy, export_to, outcome)
+    return outcome
+
+
+def load_policy(config: IRPOConfig, training: TrainingConfig, hf_folder: Path, *, num_examples: int) -> IRPOModel:
+    """Build the policy of this job on this rank, with the weights of `hf_folder`."""
+    num_steps = count_steps(
+        num_examples,
+        training.global_batch_size,
+        num_epochs=training.num_epochs,
+        max_steps=training.max_steps,
+    )
+    plain = TrainingConfig(**{f.name: getattr(training, f.name) for f in dataclasses.fields(TrainingConfig)})
+    options = IRPOModelConfig(
+        hf_folder=str(hf_folder),
+        seed=config.seed,
+        num_steps=num_steps,
+        loss=config.loss,
+        training=plain,
+        parallel=config.parallel,
+    )
+    return IRPOModel(OmegaConf.structured(options))
+
+
+def fit(
+    policy: IRPOModel,
+    examples: Sequence[Example],
+    folder: TrainFolder,
+    *,
+    data_digest: str,
+    title: str,
+    outcome: TrainingOutcome,
+) -> None:
+    """Train from the newest checkpoint, or from the start, to the last step, which always leaves a checkpoint."""
+    training, num_steps = policy.options.training, policy.options.num_steps
+    policy.prepare_for_training()
+    load_latest_checkpoint(policy, folder.checkpoints, data_digest=data_digest)
+    outcome.counts |= {"steps": num_steps, "examples": len(examples), "first_step": policy.step}
+    if policy.step >= num_steps:
+        return
+    batches = GlobalBatches(
+        examples,
+        global_batch_size=training.global_batch_size,
+        micro_batch_size=training.micro_batch_size,
+        num_steps=num_steps,
+        seed=policy.options.seed,
+        rank=data_parallel_rank(),
+        ranks=data_parallel_size(),
+        first_step=policy.step,
+    )
+    has_pairs = examples[0].rejected is not None
+    log = StepLog(folder, first_step=policy.step, num_steps=num_steps, title=title) if is_rank_zero() else None
+    trainer = make_trainer(
+        policy.options.parallel,
+        seed=policy.options.seed,
+        callbacks=[
+            LogSteps(log, check_first_step=has_pairs),
+            SaveCheckpoints(folder.checkpoints, data_digest=data_digest),
+        ],
+    )
+    policy.set_trainer(trainer)
+    trainer.fit(policy, train_dataloaders=DataLoader(batches, batch_size=None, shuffle=False))
+    if log is not None:
+        log.close()
+
+
+class SaveCheckpoints(Callback):
+    """A checkpoint every so many steps, and one after the last."""
+
+    def __init__(self, folder: Path, *, data_digest: str) -> None:
+        self.folder = folder
+        self.data_digest = data_digest
+
+    def on_train_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        module: IRPOModel,
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        training = module.options.training
+        if module.step % training.checkpoint_every_steps == 0 or module.step == module.options.num_steps:
+            save_checkpoint(module, self.folder, data_digest=self.data_digest, keep=training.keep_checkpoints)
+
+
+def _finish(policy: IRPOModel, export_to: Path, outcome: TrainingOutcome) -> None:
+    with outcome.timed("export"):
+        if is_rank_zero() and export_to.exists():
+            shutil.rmtree(export_to)  # left by a start that ended before its manifest
+        dist.barrier()
+        policy.export(export_to)
+    dist.barrier()
+    shutdown_parallel()
