@@ -71,10 +71,10 @@ def _replace_cuda_queries() -> None:
     # device=torch.cuda.current_device() is how the tensor-parallel layers and collectives place their buffers.
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
     # Point-to-point communication, timers and checkpoints synchronize with a device that is not there.
-    torch.cuda.synchronize = lambda device=None: None  # noqa: ARG005
-    # Grad buckets (0.18 and later) order their reduction after the current stream.
-    torch.cuda.current_stream = lambda device=None: _IdleStream()  # type: ignore[assignment, return-value, misc] # noqa: ARG005
-    torch.cuda.default_stream = lambda device=None: _IdleStream()  # type: ignore[assignment, return-value, misc] # noqa: ARG005
+    torch.cuda.synchronize = lambda *_: None
+    # Gradient buckets (0.18 and later) order their reduction after the current stream.
+    torch.cuda.current_stream = lambda *_: _IdleStream()  # type: ignore[assignment, return-value]
+    torch.cuda.default_stream = lambda *_: _IdleStream()  # type: ignore[assignment, return-value]
 
 
 def _replace_rng_states() -> None:
@@ -84,7 +84,7 @@ def _replace_rng_states() -> None:
     no_state = torch.empty(0, dtype=torch.uint8)
     random._get_cuda_rng_state = lambda *_, **__: no_state
     random._set_cuda_rng_state = lambda *_, **__: None
-    torch.cuda.get_rng_state = lambda device="cuda": no_state  # noqa: ARG005
-    torch.cuda.set_rng_state = lambda new_state, device="cuda": None  # noqa: ARG005
+    torch.cuda.get_rng_state = lambda *_, **__: no_state
+    torch.cuda.set_rng_state = lambda *_, **__: None
     # The training tracker forks CUDA generators around sharded layers; this one's fork does nothing. Dropout must be 0.
     random.initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
