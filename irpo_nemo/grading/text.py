@@ -1,0 +1,48 @@
+"""Words, compared exactly but for case, white space and a trailing period.
+
+final_answer   what stands on the line of the last "Final answer:"; when that is nothing, the next layer looks below it
+last_line      the last line that is not empty
+"""
+
+from irpo_nemo.errors import DataError
+from irpo_nemo.grading.extract import cut_invented_question, find_final_answer
+from irpo_nemo.grading.grade import Grade
+
+
+def check_gold(gold_answer: str) -> None:
+    """Refuse an empty gold answer.
+
+    Raises:
+        DataError: It is empty.
+    """
+    if not normalize(gold_answer):
+        raise DataError(f"gold answer {gold_answer!r} is empty; wanted some text.")
+
+
+def grade(gold_answer: str, completion_text: str) -> Grade:
+    """Judge the text that `completion_text` gives as its answer.
+
+    Raises:
+        DataError: The gold answer is empty.
+    """
+    check_gold(gold_answer)
+    phrase, layer = _extract_text(completion_text)
+    answer = normalize(phrase)
+    if not answer:
+        return Grade(answer=None, verdict="unparsable", layer=layer)
+    return Grade(answer=answer, verdict="correct" if answer == normalize(gold_answer) else "wrong", layer=layer)
+
+
+def _extract_text(completion_text: str) -> tuple[str, str]:
+    text = cut_invented_question(completion_text)
+    if (announced := find_final_answer(text)) is not None:
+        line, text = announced
+        if line:
+            return line, "final_answer"
+    lines = text.strip().split("\n")
+    return (lines[-1], "last_line") if lines[-1] else ("", "none")
+
+
+def normalize(text: str) -> str:
+    """Fold case, collapse white space, and drop markdown emphasis around and a period at the end."""
+    return " ".join(text.casefold().split()).strip("*` ").removesuffix(".").rstrip("*` ")
