@@ -9,8 +9,8 @@ An answer is looked for in layers, and the first layer that applies decides:
 
 The first three announce an answer, so when what they announce is not one number the completion is unparsable; "5 or 6"
 is not one number. Thousands separators, currency, percent signs, units, a trailing period and a remark in parentheses
-are ignored: 50% equals 50. Decimals and fractions are compared as fractions, without tolerance: 0.5 equals 1/2, and 0.33
-differs from 1/3.
+are ignored: 50% equals 50. Decimals and fractions are compared as fractions, without tolerance: 0.5 equals 1/2,
+and 0.33 differs from 1/3.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Words, compared exactly but for case, white space and a trailing period.
 
-final_answer   what stands on the line of the last "Final answer:"; when that is nothing, the next layer looks below it
-last_line      the last line that is not empty
+The answer is the line of the last "Final answer:" (layer final_answer), or, when there is none or it says nothing, the
+last line that is not empty (layer last_line).
 """
 
 from irpo_nemo.errors import DataError
