@@ -239,9 +239,10 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def hash_outputs(root: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Digest of each path, by its name below `root`; a folder counts with every file in it."""
+    """Digest of each path, by its name below `root`; a folder counts with every file in it, temporary ones aside."""
     digests = {}
     for path in paths:
-        for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        for file in (file for file in files if file.suffix != TEMPORARY_SUFFIX):
             digests[file.relative_to(root).as_posix()] = hash_file(file)
     return digests

@@ -1,14 +1,16 @@
-"""The configuration: what can be set, its defaults and bounds, and how a YAML file and overrides become one checked value.
+"""The configuration: what can be set, its defaults and bounds, and how a YAML file and overrides become one checked
+value.
 
-Defaults stand here and nowhere else; files in conf/ hold what differs. `compose` uses Hydra's compose API: a configuration names
-others in its `defaults` list (groups: model, task, sampler, launcher, loss), and `key=value` overrides follow Hydra's grammar.
-Every mistake is collected and reported together. Knows nothing of stages, models or torch.
+Defaults stand here and nowhere else; files in conf/ hold what differs. `compose` uses Hydra's compose API: a
+configuration names others in its `defaults` list (groups: model, task, sampler, launcher, loss), and `key=value`
+overrides follow Hydra's grammar. Every mistake is collected and reported together. Knows nothing of stages, models
+or torch.
 """
 
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ CONFIG_GROUPS = ("model", "task", "sampler", "launcher", "loss")
 def bounded(
     default: Any, *, minimum: float | None = None, above: float | None = None, maximum: float | None = None
 ) -> Any:
-    """A field with bounds: at least `minimum`, greater than `above`, at most `maximum`. A list is bounded element by element."""
+    """A field that is at least `minimum`, greater than `above`, at most `maximum`; so is each element of a list."""
     metadata = {"minimum": minimum, "above": above, "maximum": maximum}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -100,7 +102,7 @@ class SamplingConfig:
 
     num_candidates: int = bounded(30, minimum=1)
     """Completions sampled per problem (N in the paper)."""
-    temperature: list[float] = bounded([0.8, 0.8, 1.3, 1.3], above=0.0)
+    temperature: list[float] = bounded([0.8, 0.8, 1.3, 1.3], above=0.0)  # noqa: RUF009 - bounded makes a field
     """One value per iteration; the last repeats."""
     top_p: float = bounded(1.0, above=0.0, maximum=1.0)
     max_new_tokens: int = bounded(512, minimum=1)
@@ -137,7 +139,7 @@ class PairingConfig:
     num_pairs_per_problem: int = bounded(10, minimum=1)
     """K in the paper."""
     cap: str = one_of("wrap_around", "wrap_around", "losers")
-    """wrap_around: exactly K pairs, both lists restarting at their end (the paper's text). losers: each loser at most once."""
+    """wrap_around: exactly K pairs, both lists restarting at their end (the paper's text). losers: each loser once."""
     drop_duplicates: bool = False
     """Keep the first of several completions of a problem with the same token ids."""
     gold_solutions: bool = False
@@ -259,22 +261,29 @@ def config_root() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def load_config(config: str, overrides: Sequence[str] = ()) -> IRPOConfig:
+def load_config(
+    config: str,
+    overrides: Sequence[str] = (),
+    *,
+    also_check: Callable[[IRPOConfig], Iterable[str]] | None = None,
+) -> IRPOConfig:
     """Compose and check the configuration that `irpo` commands name.
 
     Args:
         config: A name in conf/, or the path of a YAML file.
         overrides: `key=value` in Hydra's grammar; `group=name` picks a file of a group.
+        also_check: Yields mistakes that show only in files, to be reported with the others.
 
     Raises:
         ConfigError: With every mistake found, one a line.
     """
     composed = compose(config, overrides)
     mistakes: list[str] = []
-    value = _read_section(composed, IRPOConfig, "", mistakes)
+    value: IRPOConfig = _read_section(composed, IRPOConfig, "", mistakes)
     mistakes += _check_bounds(value)
     if not mistakes:
         mistakes += check_relations(value)
+        mistakes += also_check(value) if also_check is not None else ()
     if mistakes:
         raise ConfigError("\n".join(f"{config}: {mistake}" for mistake in mistakes))
     return value
@@ -296,10 +305,11 @@ def compose(config: str, overrides: Sequence[str] = ()) -> "DictConfig":
     arguments = [f"hydra.searchpath=[file://{config_root()}]", *map(_as_addition, overrides)]
     try:
         with initialize_config_dir(config_dir=str(path.parent.resolve()), version_base="1.3"):
-            return hydra_compose(path.stem, overrides=arguments)
+            composed: DictConfig = hydra_compose(path.stem, overrides=arguments)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{config}: {reason}") from error
+    return composed
 
 
 def _find_config(config: str) -> Path:
@@ -340,7 +350,7 @@ def _read_section(section: Any, schema: type, prefix: str, mistakes: list[str]) 
         mistakes.append(f"{prefix.rstrip('.')}: is {section!r}, but a section with keys is wanted")
         return schema()
     for key in section:
-        path = f"{prefix}{key}"
+        path = f"{prefix}{key!s}"
         if key not in hints:
             mistakes.append(_unknown_key(path, str(key)))
         elif dataclasses.is_dataclass(hints[str(key)]):
@@ -462,7 +472,7 @@ def _check_loss(config: IRPOConfig) -> Iterator[str]:
 
 def _check_model_source(config: IRPOConfig) -> Iterator[str]:
     if config.model.path is None and not config.sft.enabled:
-        yield "model.path: is null; name a Hugging Face folder, or set sft.enabled=true to train one from random weights"
+        yield "model.path: is null; name a Hugging Face folder, or set sft.enabled=true to train random weights"
 
 
 def _check_arithmetic(config: IRPOConfig) -> Iterator[str]:

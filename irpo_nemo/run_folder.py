@@ -138,6 +138,17 @@ class RunFolder:
     def report(self) -> Path:
         return self.root / "report"
 
+    @property
+    def results(self) -> Path:
+        return self.report / "results.json"
+
+    @property
+    def page(self) -> Path:
+        return self.report / "index.html"
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
     def iteration(self, index: int) -> IterationFolder:
         return IterationFolder(self.root / f"iteration_{index:02d}")
 

@@ -1,0 +1,167 @@
+"""The `irpo` command. Parses arguments, calls one function, and turns errors into lines and exit codes.
+
+Exit codes: 0 done; 2 the user's to mend (one line a mistake, no traceback); 1 a bug of ours (traceback); 130 and
+143 interrupted.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import irpo_nemo
+from irpo_nemo.config import IRPOConfig, load_config
+from irpo_nemo.errors import ConfigError, IRPOError
+from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launcher, leave_failure
+from irpo_nemo.model_shape import find_model_mistakes
+from irpo_nemo.pipeline import find_file_mistakes, plan, refuse_changes
+from irpo_nemo.run_folder import RunFolder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments` (or the command line) names; return the exit code."""
+    parsed = _make_parser().parse_args(arguments)
+    _log_our_lines()
+    command: Callable[[argparse.Namespace], None] = parsed.command
+    try:
+        command(parsed)
+    except IRPOError as error:
+        if not leave_failure(error):
+            print(error, file=sys.stderr)
+        return 2
+    except StageCrashed as crash:
+        print(crash, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interruption:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 128 + (interruption.signum if isinstance(interruption, Interrupted) else 2)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output, such as `head`, has gone
+        return 1
+    except Exception as bug:
+        leave_failure(bug)
+        raise
+    return 0
+
+
+def _log_our_lines() -> None:
+    """Send our INFO lines to standard output; what libraries say stays on standard error, which goes to logs alone."""
+    logger = logging.getLogger("irpo_nemo")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.propagate = False
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="irpo", description="Iterative Reasoning Preference Optimization.")
+    parser.add_argument("--version", action="version", version=f"irpo-nemo {irpo_nemo.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], None], description: str) -> argparse.ArgumentParser:
+        subparser = commands.add_parser(name, help=description, description=description)
+        subparser.set_defaults(command=command)
+        return subparser
+
+    for name, command, description in (
+        ("run", _run, "The whole loop, or what is left of it."),
+        ("plan", _plan, "The steps and their state. Checks the configuration; starts nothing."),
+    ):
+        subparser = add(name, command, description)
+        subparser.add_argument("config", metavar="CONFIG", help="a name in conf/, or the path of a YAML file")
+        _add_overrides(subparser)
+    stage = add("stage", _stage, "One stage, as launchers call it.")
+    stage.add_argument("stage", metavar="NAME", help="prepare, sft, sample, grade, pair, train or report")
+    stage.add_argument("config", metavar="CONFIG")
+    _add_overrides(stage)
+    for name, command, description in (
+        ("status", _status, "What is done, running, failed (and why), with progress."),
+        ("report", _report, "Tables, plots and the page, of what is done so far."),
+    ):
+        add(name, command, description).add_argument("run_folder", metavar="RUN_DIR", type=Path)
+    add("doctor", _doctor, "Is this environment fit; golden self-tests.")
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as Hydra knows them")
+
+
+def _load_checked(parsed: argparse.Namespace) -> IRPOConfig:
+    return load_config(parsed.config, parsed.overrides, also_check=find_file_mistakes)
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.launch.local import run_locally
+    from irpo_nemo.reporting.results import read_results
+    from irpo_nemo.reporting.table import print_results
+
+    config = _load_checked(parsed)
+    did_something = run_locally(config)
+    folder = RunFolder(config.run_folder)
+    print("all steps are done" if did_something else f"{config.run_folder}: everything is done already")
+    print_results(read_results(folder))
+    print(f"report: {folder.page}")
+
+
+def _plan(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.launch.status import print_plan
+
+    config = _load_checked(parsed)
+    steps = plan(config)
+    print_plan(config, steps)
+    refuse_changes(config, steps)
+
+
+def _stage(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.stages.frame import run_stage
+
+    die_with_launcher()
+    iteration, overrides = _split_iteration(parsed.overrides)
+    config = load_config(parsed.config, overrides, also_check=find_model_mistakes)
+    run_stage(config, parsed.stage, iteration)
+
+
+def _split_iteration(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
+    """Take iteration=T out of the overrides."""
+    given = [override.removeprefix("iteration=") for override in overrides if override.startswith("iteration=")]
+    if not given:
+        return None, list(overrides)
+    if not given[-1].isdecimal():
+        raise ConfigError(f"iteration: is {given[-1]}, but a number is wanted, for example iteration=0")
+    return int(given[-1]), [override for override in overrides if not override.startswith("iteration=")]
+
+
+def _load_run(folder: Path) -> IRPOConfig:
+    """The configuration of an existing run, wherever its folder stands now."""
+    run = RunFolder(folder)
+    if not run.config.is_file():
+        raise ConfigError(f"{folder}: has no config.yaml, so it is not a run folder; wanted runs/NAME")
+    whole = folder.resolve()
+    config = load_config(str(run.config))
+    config.run_root, config.name = str(whole.parent), whole.name
+    return config
+
+
+def _status(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.launch.status import print_status
+
+    print_status(_load_run(parsed.run_folder))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.reporting.results import read_results
+    from irpo_nemo.reporting.table import print_results
+    from irpo_nemo.reporting.write import write_report
+
+    folder = RunFolder(_load_run(parsed.run_folder).run_folder)
+    write_report(folder)
+    print_results(read_results(folder))
+    print(f"report: {folder.page}")
+
+
+def _doctor(parsed: argparse.Namespace) -> None:  # noqa: ARG001
+    from irpo_nemo.launch.doctor import examine_environment
+
+    examine_environment()

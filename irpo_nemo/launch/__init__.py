@@ -1,0 +1,1 @@
+"""Launchers start stages by command line: here on this machine; other engines stand beside it."""

@@ -1,0 +1,105 @@
+"""`irpo doctor`: what is installed, and self-tests with known answers. Says for each finding what to do."""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from irpo_nemo.errors import EnvironmentProblem
+from irpo_nemo.launch.environment import PACKAGES, describe_environment, installed_version
+
+_NEEDED_FOR = {
+    "torch": "training and sampling: pip install 'irpo-nemo[train]'",
+    "megatron-core": "training: pip install 'irpo-nemo[train]'",
+    "nemo-toolkit": "training: pip install 'irpo-nemo[train]'",
+    "transformers": "sampling: pip install 'irpo-nemo[train]'",
+    "matplotlib": "the report's plots: pip install 'irpo-nemo[report]'",
+}
+
+
+def examine_environment() -> None:
+    """Print every finding.
+
+    Raises:
+        EnvironmentProblem: A self-test failed.
+    """
+    environment = describe_environment()
+    print(f"irpo-nemo {environment['irpo_nemo']} ({environment['git'] or 'installed'}), Python {environment['python']}")
+    print(f"{environment['host']['platform']}, {environment['host']['cpus']} CPUs")
+    for package in PACKAGES:
+        print(f"  {package:<14} {_describe_package(package)}")
+    print(f"  {'sbatch':<14} {shutil.which('sbatch') or 'not found: runs go on this machine only'}")
+    failures = [_try(name, check) for name, check in _SELF_TESTS.items()]
+    if any(failures):
+        raise EnvironmentProblem(f"{sum(failures)} of {len(failures)} self-tests failed; see above.")
+
+
+def _describe_package(package: str) -> str:
+    if installed := installed_version(package):
+        return installed
+    need = _NEEDED_FOR.get(package)
+    return f"missing; needed for {need}" if need else "missing; optional"
+
+
+def _try(name: str, check: Callable[[], str]) -> bool:
+    """Run one self-test and print the outcome; whether it failed."""
+    try:
+        outcome = check()
+    except ImportError as error:
+        print(f"  skipped  {name}: {error}")
+        return False
+    except Exception as error:  # noqa: BLE001 - a doctor reports whatever is wrong and goes on
+        print(f"  FAILED   {name}: {type(error).__name__}: {error}")
+        return True
+    print(f"  ok       {name}: {outcome}")
+    return False
+
+
+def _check_records() -> str:
+    """Records survive Parquet."""
+    from irpo_nemo.artifacts import read_records, write_records
+    from irpo_nemo.records import Demonstration
+
+    records = [Demonstration(demonstration_id="a", prompt_token_ids=[1, 2], token_ids=[3])]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.parquet"
+        write_records(path, records, Demonstration)
+        assert read_records(path, Demonstration) == records
+    return "one row, written and read"
+
+
+def _check_grader() -> str:
+    """Answers whose verdict is known."""
+    from irpo_nemo.config import IRPOConfig
+    from irpo_nemo.tasks import load_task
+
+    task = load_task(IRPOConfig())
+    cases = [("12", "3 + 9 = 12. Final answer: 12", "correct"), ("12", "Final answer: 13", "wrong")]
+    for gold, completion, verdict in cases:
+        found = task.grade(gold, completion).verdict
+        assert found == verdict, f"{completion!r} for {gold} is {found}, wanted {verdict}"
+    return f"{len(cases)} known verdicts"
+
+
+def _check_loss() -> str:
+    """DPO's loss is ln 2 where policy and reference agree."""
+    import torch
+
+    from irpo_nemo.training.loss import pair_losses
+
+    chosen, rejected = torch.tensor([-3.0, -5.0]), torch.tensor([-7.0, -2.0])
+    lengths = torch.tensor([4, 6])
+    losses = pair_losses(chosen, rejected, chosen, rejected, lengths, beta=0.1, dpo_weight=1.0, nll_weight=1.0)
+    found = losses.dpo.mean().item()
+    assert abs(found - math.log(2)) < 1e-6, f"{found} is not ln 2"
+    device = "CUDA" if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    return f"ln 2, torch {torch.__version__} on {device}"
+
+
+_SELF_TESTS: dict[str, Callable[[], str]] = {
+    "records": _check_records,
+    "grader": _check_grader,
+    "loss": _check_loss,
+}

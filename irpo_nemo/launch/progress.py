@@ -1,0 +1,90 @@
+"""How far a step has come, read from the files that it writes anyway: parts, and metrics.jsonl. Serves terminal and
+`irpo status`.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from irpo_nemo.artifacts import list_parts
+from irpo_nemo.config import IRPOConfig, TrainingConfig
+from irpo_nemo.pipeline import EVALUATION_SPLIT, TRAINING_SPLIT, Step, splits_of
+from irpo_nemo.run_folder import RunFolder, TrainFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Something done of something to do."""
+
+    done: int
+    total: int
+    unit: str
+    detail: str = ""
+    """Numbers worth a look: loss, speed."""
+
+    def __str__(self) -> str:
+        text = f"{self.done}/{self.total} {self.unit}"
+        return f"{text}, {self.detail}" if self.detail else text
+
+
+def read_progress(config: IRPOConfig, step: Step) -> Progress | None:
+    """The progress of a step at work; None where there is nothing to count."""
+    folder = RunFolder(config.run_folder)
+    if step.stage == "sft":
+        demonstrations = count_rows(folder.model_zero.demonstrations)
+        return _training_progress(folder.model_zero.train, count_steps(demonstrations, config.sft))
+    if step.iteration is None:
+        return None
+    iteration = folder.iteration(step.iteration)
+    if step.stage == "train":
+        return _training_progress(iteration.train, count_steps(count_rows(iteration.pairs), config.training))
+    splits = splits_of(config, step.iteration)
+    sampled = sum(len(list_parts(iteration.samples(split))) for split in splits)
+    if step.stage == "sample":
+        return Progress(done=sampled, total=count_sample_parts(config, splits), unit="parts")
+    if step.stage == "grade":
+        graded = sum(len(list_parts(iteration.graded(split))) for split in splits)
+        return Progress(done=graded, total=sampled, unit="parts")
+    return None
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a Parquet file, from its footer; 0 when it is not there yet."""
+    import pyarrow.parquet as pq
+
+    return int(pq.ParquetFile(path).metadata.num_rows) if path.exists() else 0
+
+
+def read_last_metrics(folder: TrainFolder) -> dict[str, Any]:
+    """The last whole line of metrics.jsonl; empty before the first step."""
+    if not folder.metrics.exists():
+        return {}
+    lines = folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return dict(json.loads(whole[-1])) if whole else {}
+
+
+def _training_progress(folder: TrainFolder, total: int) -> Progress:
+    metrics = read_last_metrics(folder)
+    if not metrics:
+        return Progress(done=0, total=total, unit="steps")
+    detail = f"loss {metrics['loss/total']:.3f}, {metrics['pairs_per_second']:.1f} pairs/s"
+    return Progress(done=metrics["step"] + 1, total=total, unit="steps", detail=detail)
+
+
+def count_steps(num_examples: int, training: TrainingConfig) -> int:
+    """Optimizer steps of a training run; the last batch of an epoch may be incomplete."""
+    steps = math.ceil(num_examples / training.global_batch_size) * training.num_epochs
+    return steps if training.max_steps is None else min(steps, training.max_steps)
+
+
+def count_sample_parts(config: IRPOConfig, splits: Iterable[str]) -> int:
+    """Parts that the sample stage writes for these problem sets."""
+    from irpo_nemo.tasks import load_task
+
+    task = load_task(config)
+    sizes = {EVALUATION_SPLIT: len(task.test_problems()), TRAINING_SPLIT: len(task.train_problems())}
+    return sum(math.ceil(sizes[split] / config.sampler.problems_per_part) for split in splits)

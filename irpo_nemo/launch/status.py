@@ -1,0 +1,112 @@
+"""`irpo plan` and `irpo status` on the terminal."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from irpo_nemo.artifacts import read_manifest
+from irpo_nemo.config import IRPOConfig
+from irpo_nemo.launch.display import summarize
+from irpo_nemo.launch.lock import is_locked
+from irpo_nemo.launch.progress import read_last_metrics, read_progress
+from irpo_nemo.pipeline import Step, plan
+from irpo_nemo.run_folder import RunFolder, TrainFolder
+
+_STYLES = {"done": "green", "running": "bold cyan", "failed": "bold red", "stale": "yellow", "interrupted": "yellow"}
+
+
+def print_plan(config: IRPOConfig, steps: list[Step]) -> None:
+    """The steps of a run, what each takes, and its state."""
+    rows = [
+        (step.title, str(step.ranks), step.state, step.reason if step.state != "done" else _summary(step))
+        for step in steps
+    ]
+    _print_table(("step", "processes", "state", ""), rows, title=f"{config.run_folder}: {_count(steps)}")
+
+
+def print_status(config: IRPOConfig) -> None:
+    """How far an existing run has come, and why it stopped if it did."""
+    steps = plan(config)
+    is_running = is_locked(RunFolder(config.run_folder).lock)
+    current = next((step for step in steps if step.state != "done"), None)
+    rows = []
+    for step in steps:
+        state: str = step.state
+        about = step.reason
+        if step.state == "done":
+            about = _summary(step)
+        elif step is current:
+            state, about = _examine_current(config, step, is_running)
+        rows.append((step.title, state, about))
+    _print_table(("step", "state", ""), rows, title=f"{config.run_folder}: {_count(steps)}")
+    _print_last_metrics(config, steps)
+
+
+def _examine_current(config: IRPOConfig, step: Step, is_running: bool) -> tuple[str, str]:
+    """State and explanation of the first step that is not done."""
+    progress = str(read_progress(config, step) or "") if step.ticket.exists() else step.reason
+    if is_running:
+        return "running", progress
+    if failure := _read_failure(RunFolder(config.run_folder), step):
+        return "failed", failure
+    return ("interrupted", progress) if step.ticket.exists() else (step.state, step.reason)
+
+
+def _read_failure(folder: RunFolder, step: Step) -> str | None:
+    """The last line of what the failed rank that was first left behind."""
+    reports: list[dict[str, Any]] = []
+    for path in folder.logs.glob(f"{step.log_name}*.failure.json"):
+        reports.append(json.loads(path.read_text()))
+    if not reports:
+        return None
+    first = min(reports, key=lambda report: report["time"])
+    return str(first["message"]).strip().splitlines()[-1]
+
+
+def _summary(step: Step) -> str:
+    manifest = read_manifest(step.manifest)
+    return summarize(manifest) if manifest else ""
+
+
+def _count(steps: list[Step]) -> str:
+    done = sum(step.state == "done" for step in steps)
+    return f"{done} of {len(steps)} steps are done" if done < len(steps) else f"all {done} steps are done"
+
+
+def _print_last_metrics(config: IRPOConfig, steps: list[Step]) -> None:
+    folder = RunFolder(config.run_folder)
+    trained: list[tuple[str, TrainFolder]] = []
+    for step in steps:
+        if step.stage == "sft":
+            trained.append((step.title, folder.model_zero.train))
+        if step.stage == "train" and step.iteration is not None:
+            trained.append((step.title, folder.iteration(step.iteration).train))
+    for title, train in reversed(trained):
+        if metrics := read_last_metrics(train):
+            shown = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items() if value is not None)
+            print(f"last metrics ({title}): {shown}")
+            return
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _print_table(columns: Iterable[str], rows: Iterable[tuple[str, ...]], *, title: str) -> None:
+    """A rich table in a terminal; aligned plain lines where the output is a file."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if console.is_terminal:
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        console.print(table)
+        return
+    rows = list(rows)
+    print(title)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

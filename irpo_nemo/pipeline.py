@@ -1,0 +1,386 @@
+"""What a run consists of: its steps in order, what each reads and writes, and whether it is done.
+
+    prepare ─► sft ─► M_0        (only when the run makes its own M_0)
+    for t = 0 .. T:   M_t ─► sample ─► grade ─► pair ─► train ─► M_t+1        (M_T is sampled and graded only)
+    report
+
+A step is done when its manifest exists, was made from the same settings and the same inputs, and its outputs exist.
+So `run` is also `resume`: it does the first step that is not done, and plans again. Settings are only those that
+change a step's result: raising num_iterations or moving to another launcher invalidates nothing.
+
+Knows files and digests; never torch, models or processes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from irpo_nemo.artifacts import digest_of, hash_file, read_manifest
+from irpo_nemo.config import IRPOConfig, check_relations, value_at
+from irpo_nemo.errors import ArtifactError, ConfigError, DataError
+from irpo_nemo.model_shape import find_model_mistakes
+from irpo_nemo.run_folder import RunFolder
+
+State = Literal["done", "ready", "waiting", "stale"]
+"""`ready`: all it reads is there; `waiting`: an earlier step is not done; `stale`: finished once, no longer valid."""
+
+EVALUATION_SPLIT = "test"
+TRAINING_SPLIT = "train"
+ALL_SPLITS = (TRAINING_SPLIT, EVALUATION_SPLIT)
+
+_TASK = ("seed", "task")
+_FREE_KEYS = ("keep_checkpoints", "checkpoint_every_steps", "train_path", "test_path")
+"""Last names of keys that change no result: housekeeping, and paths whose files enter by content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage of one iteration."""
+
+    stage: str
+    iteration: int | None
+    settings: dict[str, Any]
+    """The configuration values that its result depends on, by dotted key."""
+    inputs: dict[str, str] | None
+    """What it reads: name -> digest. None while an earlier step is not done."""
+    outputs: tuple[Path, ...]
+    """What later steps read; all exist when the step is done."""
+    leftovers: tuple[Path, ...]
+    """Everything it may write, to be cleared before it starts over."""
+    manifest: Path
+    ranks: int
+    """Processes that it takes."""
+    state: State
+    reason: str
+    """Why it is not done, in words; empty when it is."""
+    changed_settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Of a stale step: key -> (value it was made with, value now)."""
+    changed_sources: tuple[str, ...] = ()
+    """Of a stale step: the user's own files (problems, model folder) that are no longer what it was made from."""
+
+    @property
+    def title(self) -> str:
+        return self.stage if self.iteration is None else f"iteration {self.iteration} {self.stage}"
+
+    @property
+    def ticket(self) -> Path:
+        """Says what the work in progress was started from, so that leftovers of another start are not resumed."""
+        return self.manifest.with_name(f"{self.stage}.started.json")
+
+    @property
+    def log_name(self) -> str:
+        return self.stage if self.iteration is None else f"{self.stage}_{self.iteration:02d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """A step before its inputs are looked up."""
+
+    stage: str
+    iteration: int | None = None
+    keys: tuple[str, ...] = ()
+    after: tuple[tuple[str, int | None], ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+    outputs: tuple[Path, ...]
+    leftovers: tuple[Path, ...]
+    manifest: Path
+    ranks: int = 1
+
+
+def plan(config: IRPOConfig) -> list[Step]:
+    """The steps of a run in the order in which they can be done, each with its state.
+
+    Raises:
+        DataError: A problem file is missing.
+        ArtifactError: A manifest is damaged.
+    """
+    digests: dict[tuple[str, int | None], str | None] = {}
+    steps = []
+    for draft in _draft_steps(config):
+        step = _examine(config, draft, digests)
+        manifest = read_manifest(step.manifest) if step.state == "done" else None
+        digests[step.stage, step.iteration] = manifest.digest if manifest else None
+        steps.append(step)
+    return steps
+
+
+def find_step(config: IRPOConfig, stage: str, iteration: int | None) -> Step:
+    """The step that a launcher names.
+
+    Raises:
+        ConfigError: The run has no such step.
+    """
+    steps = plan(config)
+    for step in steps:
+        if (step.stage, step.iteration) == (stage, iteration):
+            return step
+    asked = stage if iteration is None else f"{stage} iteration={iteration}"
+    raise ConfigError(f"{asked}: this run has no such step. It has: {', '.join(step.title for step in steps)}.")
+
+
+def model_of(config: IRPOConfig, iteration: int) -> Path:
+    """The Hugging Face folder of M_t."""
+    folder = RunFolder(config.run_folder)
+    if iteration > 0:
+        return folder.iteration(iteration - 1).hf
+    return folder.model_zero.hf if config.sft.enabled else _external_model(config)
+
+
+def initial_model_of(config: IRPOConfig) -> Path:
+    """The Hugging Face folder that supervised fine-tuning starts from."""
+    return RunFolder(config.run_folder).model_zero.initial if config.model.path is None else _external_model(config)
+
+
+def splits_of(config: IRPOConfig, iteration: int) -> tuple[str, ...]:
+    """The problem sets that M_t is sampled on: M_T gives no pairs any more."""
+    return (EVALUATION_SPLIT,) if iteration == config.num_iterations else ALL_SPLITS
+
+
+def find_file_mistakes(config: IRPOConfig) -> Iterator[str]:
+    """Yield the mistakes that show only when files are looked at: the model folder, its shape, the problem files."""
+    from irpo_nemo.tasks import load_task
+
+    yield from find_model_mistakes(config)
+    if check_relations(config):
+        return
+    task = load_task(config)
+    if task.data_files():
+        for load_problems in (task.train_problems, task.test_problems):
+            try:
+                load_problems()
+            except DataError as error:
+                yield str(error)
+
+
+def refuse_changes(config: IRPOConfig, steps: list[Step]) -> None:
+    """Refuse to go on with a run whose finished steps were made from something else.
+
+    Raises:
+        ConfigError: Settings of finished steps differ; names each key.
+        ArtifactError: A problem file or the model folder has changed.
+    """
+    changes = {}
+    for step in reversed(steps):
+        changes.update({key: (step, *values) for key, values in step.changed_settings.items()})
+    if changes:
+        raise ConfigError(
+            "\n".join(
+                f"{key}: is {now}, but {step.title} in {config.run_folder} was made with {key}={then}. "
+                f"Set {key}={then}, or start another run with name=..."
+                for key, (step, then, now) in sorted(changes.items())
+            )
+        )
+    for step in steps:
+        if step.changed_sources:
+            raise ArtifactError(
+                f"{step.manifest}: {step.title} was made from another {' and '.join(step.changed_sources)}. "
+                f"Put the old one back, start another run with name=..., or delete this file to redo the step."
+            )
+
+
+def _draft_steps(config: IRPOConfig) -> Iterator[_Draft]:
+    sources = _data_digests(config)
+    if config.sft.enabled:
+        yield from _draft_model_zero(config, sources)
+    for iteration in range(config.num_iterations + 1):
+        yield from _draft_iteration(config, iteration, sources)
+    yield _draft_report(config)
+
+
+def _draft_model_zero(config: IRPOConfig, sources: dict[str, str]) -> Iterator[_Draft]:
+    folder = RunFolder(config.run_folder).model_zero
+    starts_random = config.model.path is None
+    made = (folder.demonstrations, *([folder.initial] if starts_random else []))
+    yield _Draft(
+        stage="prepare",
+        keys=(*_TASK, *(["model"] if starts_random else [])),
+        sources=sources if starts_random else sources | _model_digest(config),
+        outputs=made,
+        leftovers=made,
+        manifest=folder.manifest("prepare"),
+    )
+    yield _Draft(
+        stage="sft",
+        keys=("seed", "sft", "parallel"),
+        after=(("prepare", None),),
+        sources={} if starts_random else _model_digest(config),
+        outputs=(folder.hf,),
+        leftovers=(folder.train.root, folder.hf),
+        manifest=folder.manifest("sft"),
+        ranks=config.launcher.ranks,
+    )
+
+
+def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Iterator[_Draft]:
+    folder = RunFolder(config.run_folder).iteration(t)
+    model_step: tuple[tuple[str, int | None], ...] = (("train", t - 1),) if t else (("sft", None),)
+    model_source: dict[str, str] = {}
+    if t == 0 and not config.sft.enabled:
+        model_step, model_source = (), _model_digest(config)
+    splits = splits_of(config, t)
+
+    yield _Draft(
+        stage="sample",
+        iteration=t,
+        keys=(*_TASK, "sampling", "evaluation", "sampler", "model.trust_remote_code"),
+        after=model_step,
+        sources=sources | model_source,
+        outputs=tuple(folder.samples(split) for split in splits),
+        leftovers=tuple(folder.samples(split) for split in ALL_SPLITS),
+        manifest=folder.manifest("sample"),
+    )
+    yield _Draft(
+        stage="grade",
+        iteration=t,
+        keys=_TASK,
+        after=(("sample", t),),
+        sources=sources,
+        outputs=(*(folder.graded(split) for split in splits), folder.evaluation),
+        leftovers=(*(folder.graded(split) for split in ALL_SPLITS), folder.evaluation),
+        manifest=folder.manifest("grade"),
+    )
+    if t == config.num_iterations:
+        return
+    pairs = (folder.pairs, folder.pairs_summary)
+    yield _Draft(
+        stage="pair",
+        iteration=t,
+        keys=(*_TASK, "pairing"),
+        after=(*model_step, ("sample", t), ("grade", t)),
+        sources=sources | model_source,
+        outputs=pairs,
+        leftovers=pairs,
+        manifest=folder.manifest("pair"),
+    )
+    yield _Draft(
+        stage="train",
+        iteration=t,
+        keys=("seed", "loss", "training", "parallel"),
+        after=(*model_step, ("pair", t)),
+        sources=model_source,
+        outputs=(folder.reference, folder.hf),
+        leftovers=(folder.reference, folder.train.root, folder.hf),
+        manifest=folder.manifest("train"),
+        ranks=config.launcher.ranks,
+    )
+
+
+def _draft_report(config: IRPOConfig) -> _Draft:
+    folder = RunFolder(config.run_folder)
+    grades = [("grade", t) for t in range(config.num_iterations + 1)]
+    trainings = [("train", t) for t in range(config.num_iterations)]
+    made = (folder.results, folder.page)
+    return _Draft(
+        stage="report", after=(*grades, *trainings), outputs=made, leftovers=made, manifest=folder.manifest("report")
+    )
+
+
+def _examine(config: IRPOConfig, draft: _Draft, digests: Mapping[tuple[str, int | None], str | None]) -> Step:
+    """Look up the draft's inputs and compare them with its manifest."""
+    settings = _settings_of(config, draft)
+    inputs = dict(draft.sources)
+    missing = []
+    for stage, iteration in draft.after:
+        digest = digests[stage, iteration]
+        name = stage if iteration is None else f"iteration {iteration} {stage}"
+        if digest is None:
+            missing.append(name)
+        else:
+            inputs[name] = digest
+
+    state: State = "done"
+    reason = ""
+    changed_settings: dict[str, tuple[Any, Any]] = {}
+    changed_sources: tuple[str, ...] = ()
+    manifest = read_manifest(draft.manifest)
+    if missing:
+        state, reason = "waiting", f"after {missing[-1]}"
+    elif manifest is None:
+        state = "ready"
+    elif manifest.inputs != inputs:
+        changed = sorted(k for k in inputs.keys() | manifest.inputs.keys() if inputs.get(k) != manifest.inputs.get(k))
+        if not any(name in inputs and name not in draft.sources for name in changed):
+            changed_sources = tuple(changed)
+        state, reason = "stale", f"{', '.join(changed)} changed"
+    elif manifest.settings != settings:
+        state, changed_settings = "stale", _differences(manifest.settings, settings)
+        reason = ", ".join(f"{key} was {then}, is {now}" for key, (then, now) in changed_settings.items())
+    elif absent := [path for path in draft.outputs if not path.exists()]:
+        state, reason = "stale", f"{absent[0].relative_to(config.run_folder)} is missing"
+    return Step(
+        stage=draft.stage,
+        iteration=draft.iteration,
+        settings=settings,
+        inputs=None if missing else inputs,
+        outputs=draft.outputs,
+        leftovers=draft.leftovers,
+        manifest=draft.manifest,
+        ranks=draft.ranks,
+        state=state,
+        reason=reason,
+        changed_settings=changed_settings,
+        changed_sources=changed_sources,
+    )
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    keys = sorted(then.keys() | now.keys())
+    return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
+
+
+def _settings_of(config: IRPOConfig, draft: _Draft) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for key in draft.keys:
+        settings |= dict(_flatten(key, value_at(config, key)))
+    if "sampling.temperature" in settings and draft.iteration is not None:
+        settings["sampling.temperature"] = config.temperature_of(draft.iteration)
+    return settings
+
+
+def _flatten(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flatten(f"{key}.{name}", inner)
+    elif key.rsplit(".", 1)[-1] not in _FREE_KEYS:
+        yield key, value
+
+
+def _data_digests(config: IRPOConfig) -> dict[str, str]:
+    """Content of the problem files; a data set on a hub counts by its name."""
+    from irpo_nemo.tasks import load_task
+
+    files = enumerate(load_task(config).data_files(), start=1)
+    digests = {f"problem file {number} ({path.name})": _hash_once(path) for number, path in files}
+    names = [name for name in (config.task.train_path, config.task.test_path) if name and not Path(name).exists()]
+    return digests | {f"data set {name}": name for name in names}
+
+
+def _hash_once(path: Path) -> str:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    return _hash_version(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _hash_version(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001
+    """Plans are made after every step; a file that was not touched is not read again."""
+    return hash_file(path)
+
+
+def _external_model(config: IRPOConfig) -> Path:
+    assert config.model.path is not None, "check_relations lets no such configuration pass"
+    return Path(config.model.path)
+
+
+def _model_digest(config: IRPOConfig) -> dict[str, str]:
+    """A fingerprint of the user's model folder, cheap even at 140 GB: names, sizes and the content of config.json."""
+    folder = _external_model(config)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.path: {folder} has no config.json; name a Hugging Face folder")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    listing = [[path.name, path.stat().st_size] for path in files]
+    return {"model folder": digest_of([listing, _hash_once(folder / "config.json")])}

@@ -1,0 +1,132 @@
+"""What all stages share: is the step's turn, what is left of an earlier attempt, and the manifest that makes it done.
+
+A stage that was killed finds its ticket. When the ticket names the same settings and inputs, the stage goes on from
+what it left (finished parts, checkpoints); otherwise the leftovers are of another attempt and are cleared. On
+several ranks, rank 0 alone touches these files.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from irpo_nemo.artifacts import (
+    TEMPORARY_SUFFIX,
+    Manifest,
+    explain_os_errors,
+    hash_model_folder,
+    hash_outputs,
+    read_json,
+    write_json,
+    write_manifest,
+)
+from irpo_nemo.config import IRPOConfig
+from irpo_nemo.errors import ArtifactError, EnvironmentProblem
+from irpo_nemo.pipeline import Step, find_step, refuse_changes
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("prepare", "sft", "sample", "grade", "pair", "train", "report")
+
+_TICKET_WAIT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage hands to its manifest."""
+
+    counts: dict[str, Any]
+    seconds: dict[str, float]
+    """Wall time by part, where a stage has parts; the frame adds `total`."""
+
+
+def run_stage(config: IRPOConfig, stage: str, iteration: int | None) -> None:
+    """Do one stage, or what is left of it; a finished one returns at once.
+
+    Raises:
+        ArtifactError: An earlier step is not done.
+        ConfigError: The run has no such step, or finished it with other settings.
+    """
+    step = find_step(config, stage, iteration)
+    if step.state == "done":
+        logger.info("%s is done already", step.title)
+        return
+    if step.inputs is None:
+        raise ArtifactError(
+            f"{config.run_folder}: {step.title} comes {step.reason}, which is not done. Run that first."
+        )
+    refuse_changes(config, [step])
+    is_rank_zero = int(os.environ.get("RANK", "0")) == 0
+    if is_rank_zero:
+        _open_ticket(step)
+    else:
+        _wait_for_ticket(step)
+
+    started = time.perf_counter()
+    run: Callable[[IRPOConfig, int | None], StageResult] = import_module(f"irpo_nemo.stages.{stage}").run
+    result = run(config, iteration)
+    if is_rank_zero:
+        manifest = Manifest(
+            stage=stage,
+            iteration=iteration,
+            settings=step.settings,
+            inputs=step.inputs,
+            outputs=_hash_outputs(config.run_folder, step),
+            counts=result.counts,
+            seconds={**result.seconds, "total": time.perf_counter() - started},
+        )
+        write_manifest(step.manifest, manifest)
+
+
+def _hash_outputs(root: Path, step: Step) -> dict[str, str]:
+    """Digests of the step's outputs; a model folder counts as one."""
+    models = [path for path in step.outputs if (path / "config.json").exists()]
+    digests = {path.relative_to(root).as_posix(): hash_model_folder(path) for path in models}
+    return hash_outputs(root, (path for path in step.outputs if path not in models)) | digests
+
+
+def _open_ticket(step: Step) -> None:
+    with explain_os_errors(step.manifest):
+        step.manifest.unlink(missing_ok=True)
+        for path in step.leftovers:
+            _remove_temporaries(path)
+            if not _holds_ticket(step):
+                _remove(path)
+    write_json(step.ticket, _ticket_of(step))
+
+
+def _wait_for_ticket(step: Step) -> None:
+    deadline = time.monotonic() + _TICKET_WAIT_SECONDS
+    while not _holds_ticket(step):
+        if time.monotonic() > deadline:
+            raise EnvironmentProblem(
+                f"{step.ticket}: rank 0 has not written it within {_TICKET_WAIT_SECONDS:g} s. "
+                f"Is the run folder on a file system that all ranks share?"
+            )
+        time.sleep(0.05)
+
+
+def _holds_ticket(step: Step) -> bool:
+    return step.ticket.exists() and bool(read_json(step.ticket) == _ticket_of(step))
+
+
+def _ticket_of(step: Step) -> dict[str, Any]:
+    return {"settings": step.settings, "inputs": step.inputs}
+
+
+def _remove_temporaries(path: Path) -> None:
+    """Remove what a killed process was writing beside `path` or in it."""
+    for temporary in [*path.parent.glob(f".{path.name}.*{TEMPORARY_SUFFIX}"), *path.rglob(f".*{TEMPORARY_SUFFIX}")]:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
