@@ -73,8 +73,8 @@ def _replace_cuda_queries() -> None:
     # Point-to-point communication, timers and checkpoints synchronize with a device that is not there.
     torch.cuda.synchronize = lambda *_: None
     # Gradient buckets (0.18 and later) order their reduction after the current stream.
-    torch.cuda.current_stream = lambda *_: _IdleStream()  # type: ignore[assignment, return-value]
-    torch.cuda.default_stream = lambda *_: _IdleStream()  # type: ignore[assignment, return-value]
+    torch.cuda.current_stream = lambda *_: _IdleStream()  # type: ignore[assignment]
+    torch.cuda.default_stream = lambda *_: _IdleStream()  # type: ignore[assignment]
 
 
 def _replace_rng_states() -> None:

@@ -1,11 +1,13 @@
 """Run a function on several gloo ranks, one process each, and get every rank's result.
 
-Ranks fork from a server that has imported torch and Megatron once, so a world starts in well under a second after the first.
+Ranks fork from a server that has imported torch and Megatron once, so every world but the first starts in well under
+a second.
 """
 
 import faulthandler
 import multiprocessing
 import os
+import pickle
 import socket
 import time
 import traceback
@@ -43,7 +45,9 @@ def run_on_ranks(
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
         own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = context.Process(target=_run_rank, args=(sender, own, timeout_seconds, function, args), daemon=True)
+        process: BaseProcess = context.Process(
+            target=_run_rank, args=(sender, own, timeout_seconds, function, args), daemon=True
+        )
         process.start()
         sender.close()
         ranks[receiver] = (rank, process)
@@ -82,7 +86,7 @@ def _collect(ranks: dict[Connection, tuple[int, BaseProcess]], timeout_seconds: 
 
 def _receive(receiver: Connection, process: BaseProcess) -> tuple[bool, Any]:
     try:
-        return receiver.recv()  # type: ignore[no-any-return]
+        return pickle.loads(receiver.recv_bytes())  # type: ignore[no-any-return]
     except EOFError:
         process.join()
         return False, f"died with exit code {process.exitcode}"
@@ -105,9 +109,9 @@ def _run_rank(
         value = function(*args)
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-        sender.send((True, value))
+        sender.send_bytes(pickle.dumps((True, value)))  # send() would share tensors with a process that is gone
     except BaseException:  # noqa: BLE001  the parent raises it again
-        sender.send((False, traceback.format_exc()))
+        sender.send_bytes(pickle.dumps((False, traceback.format_exc())))
         os._exit(1)  # do not wait for groups whose other ranks are stuck
     finally:
         faulthandler.cancel_dump_traceback_later()

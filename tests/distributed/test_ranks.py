@@ -31,7 +31,7 @@ def test_every_rank_returns_its_result() -> None:
 
 
 def test_the_traceback_of_a_failed_rank_is_shown_though_others_wait() -> None:
-    with pytest.raises(AssertionError, match="rank 1 failed:(.|\n)*ValueError: rank 1 has a bug"):
+    with pytest.raises(AssertionError, match=r"rank 1 failed:(.|\n)*ValueError: rank 1 has a bug"):
         run_on_ranks(fail_on_rank_1, 2)
 
 

@@ -1,0 +1,247 @@
+"""A Hugging Face Llama in Megatron is the same model in every layout: its logits, one step of training, and its export.
+
+transformers' LlamaForCausalLM is the independent implementation. A world of 4 ranks goes through all layouts in turn;
+the ranks that a layout leaves over are data parallel.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from irpo_nemo.config import ParallelConfig
+from tests.distributed.ranks import run_on_ranks
+
+pytestmark = pytest.mark.slow
+
+LAYOUTS = [(1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (2, 2)]
+"""Tensor x pipeline parallel sizes."""
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 45,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 6,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "untied": {},
+    "tied": {"tie_word_embeddings": True},
+    "llama3_rope": {"rope_parameters": LLAMA3_ROPE},
+}
+LEARNING_RATE = 0.1
+BATCH, SEQ = 3, 8
+
+
+def random_tokens() -> Tensor:
+    return torch.randint(SHAPE["vocab_size"], (BATCH, SEQ + 1), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random models; beside each, by transformers: its logits, RoPE, and weights after a step of gradient descent."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    root = tmp_path_factory.mktemp("models")
+    tokens = random_tokens()
+    for name, options in MODELS.items():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE, **options))
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)  # norms start at 1, which would hide a mix-up
+        model.save_pretrained(root / name)
+        logits = model(tokens[:, :-1]).logits
+        save_file({"logits": logits.detach()}, root / f"{name}.logits")
+        logprobs = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])
+        (-logprobs.mean()).backward()
+        stepped = {key: value - LEARNING_RATE * value.grad for key, value in model.named_parameters()}
+        save_file({key: value.detach().contiguous() for key, value in stepped.items()}, root / f"{name}.stepped")
+        frequencies = model.model.rotary_emb.inv_freq
+        save_file({"inv_freq": frequencies.clone()}, root / f"{name}.rope")
+    return root
+
+
+@contextmanager
+def layout(tp_size: int, pp_size: int) -> Iterator[ParallelConfig]:
+    """Megatron's groups for one layout of this world."""
+    from megatron.core import parallel_state
+
+    from irpo_nemo.training.cpu import enable_megatron_on_cpu
+
+    enable_megatron_on_cpu()
+    parallel_state.initialize_model_parallel(tp_size, pp_size)
+    yield ParallelConfig(tensor_model_parallel_size=tp_size, pipeline_model_parallel_size=pp_size)
+    parallel_state.destroy_model_parallel()
+
+
+def run_schedule(chunks: list[Any], finish: Callable[[Tensor], Any], *, forward_only: bool) -> list[Any]:
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    tokens = random_tokens()[:, :-1]
+    positions = torch.arange(SEQ).expand(BATCH, SEQ)
+
+    def forward_step(_: Any, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        return model(tokens, positions, None), finish
+
+    return get_forward_backward_func()(  # type: ignore[no-any-return]
+        forward_step_func=forward_step,
+        data_iterator=None,
+        model=chunks,
+        num_microbatches=1,
+        seq_length=SEQ,
+        micro_batch_size=BATCH,
+        forward_only=forward_only,
+    )
+
+
+def gathered_logits(chunks: list[Any]) -> Tensor | None:
+    """[BATCH, SEQ, vocab] on the last pipeline stage."""
+    from megatron.core import parallel_state
+
+    outputs = run_schedule(chunks, lambda logits: (logits.sum(), {"logits": logits.detach()}), forward_only=True)
+    if not outputs:
+        return None
+    group = parallel_state.get_tensor_model_parallel_group()
+    shards = [torch.empty_like(outputs[0]["logits"]) for _ in range(group.size())]
+    dist.all_gather(shards, outputs[0]["logits"].contiguous(), group=group)
+    return torch.cat(shards, dim=-1)[..., : SHAPE["vocab_size"]]
+
+
+def take_step(chunks: list[Any]) -> None:
+    """One step of gradient descent on the mean token loss, through Megatron's DDP."""
+    from megatron.core import parallel_state
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+
+    from irpo_nemo.training.logprobs import vocab_parallel_logprobs
+
+    targets = random_tokens()[:, 1:]
+
+    def mean_loss(logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        group = parallel_state.get_tensor_model_parallel_group()
+        logprobs = vocab_parallel_logprobs(logits, targets, vocab_size=SHAPE["vocab_size"], tp_group=group)
+        return -logprobs.mean(), {}
+
+    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+    wrapped = [DistributedDataParallel(chunk.config, ddp_config, chunk) for chunk in chunks]
+    chunks[0].config.finalize_model_grads_func = finalize_model_grads
+    run_schedule(wrapped, mean_loss, forward_only=False)
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            parameter.data -= LEARNING_RATE * parameter.main_grad
+
+
+def in_every_layout(check: Callable[..., None], root: Path) -> None:
+    for tp_size, pp_size in LAYOUTS:
+        with layout(tp_size, pp_size) as parallel:
+            for name in MODELS:
+                try:
+                    check(root / name, parallel=parallel)
+                except Exception as error:
+                    raise AssertionError(f"{name} at tensor {tp_size} x pipeline {pp_size}") from error
+
+
+def check_logits(folder: Path, *, parallel: ParallelConfig) -> None:
+    from irpo_nemo.training.gpt import build_gpt_model
+
+    logits = gathered_logits(build_gpt_model(folder, parallel=parallel, bf16=False))
+    if logits is not None:
+        expected = load_file(folder.with_suffix(".logits"))["logits"]
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0.0)
+
+
+def check_rope(folder: Path, *, parallel: ParallelConfig) -> None:
+    from irpo_nemo.training.gpt import build_gpt_model
+
+    (model,) = build_gpt_model(folder, parallel=parallel, bf16=False)
+    expected = load_file(folder.with_suffix(".rope"))["inv_freq"]
+    torch.testing.assert_close(model.rotary_pos_emb.inv_freq, expected, atol=0.0, rtol=1e-6)
+
+
+def check_round_trip(folder: Path, *, parallel: ParallelConfig, max_shard_gib: float) -> None:
+    from irpo_nemo.training.families.weights import export_hf
+    from irpo_nemo.training.gpt import build_gpt_model
+
+    target = copy_of(folder, f"round_trip_{max_shard_gib}", parallel)
+    chunks = build_gpt_model(folder, parallel=parallel, bf16=False)
+    export_hf(chunks, source_folder=folder, target_folder=target, max_shard_gib=max_shard_gib)
+    expected, found = load_folder(folder), load_folder(target)
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def check_step(folder: Path, *, parallel: ParallelConfig, sequence_parallel: bool = False, **options: Any) -> None:
+    from irpo_nemo.training.families.weights import export_hf
+    from irpo_nemo.training.gpt import build_gpt_model
+
+    splits_sequence = sequence_parallel and parallel.tensor_model_parallel_size > 1
+    chunks = build_gpt_model(folder, parallel=parallel, bf16=False, sequence_parallel=splits_sequence, **options)
+    take_step(chunks)
+    target = copy_of(folder, f"step_{sequence_parallel}_{len(options)}", parallel)
+    export_hf(chunks, source_folder=folder, target_folder=target)
+    expected, found = load_file(folder.with_suffix(".stepped")), load_folder(target)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def copy_of(folder: Path, purpose: str, parallel: ParallelConfig) -> Path:
+    sizes = f"{parallel.tensor_model_parallel_size}_{parallel.pipeline_model_parallel_size}"
+    return folder.with_name(f"{folder.name}_{purpose}_{sizes}")
+
+
+def load_folder(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tensors
+
+
+def test_logits_equal_transformers_in_every_layout(models: Path) -> None:
+    run_on_ranks(partial(in_every_layout, check_logits, models), 4)
+
+
+def test_rope_frequencies_equal_transformers(models: Path) -> None:
+    run_on_ranks(partial(in_layout, check_rope, models, (1, 1)), 1)
+
+
+def in_layout(check: Callable[..., None], root: Path, sizes: tuple[int, int]) -> None:
+    with layout(*sizes) as parallel:
+        for name in MODELS:
+            check(root / name, parallel=parallel)
+
+
+@pytest.mark.parametrize("max_shard_gib", [1.0, 1e-5])
+def test_import_then_export_is_bit_for_bit_equal_in_every_layout(models: Path, max_shard_gib: float) -> None:
+    check = partial(check_round_trip, max_shard_gib=max_shard_gib)
+    run_on_ranks(partial(in_every_layout, check, models), 4)
+
+
+def test_a_step_of_training_equals_transformers_in_every_layout(models: Path) -> None:
+    run_on_ranks(partial(in_every_layout, check_step, models), 4)
+
+
+def test_sequence_parallel_changes_nothing(models: Path) -> None:
+    run_on_ranks(partial(in_every_layout, partial(check_step, sequence_parallel=True), models), 4)
+
+
+def test_recomputing_activations_changes_nothing(models: Path) -> None:
+    run_on_ranks(partial(in_every_layout, partial(check_step, recompute_activations=True), models), 4)
