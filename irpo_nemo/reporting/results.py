@@ -1,0 +1,117 @@
+"""results.json: the numbers of a run, collected from what its stages left. Keys stay; adding is fine.
+
+Everything but `seconds` is the same for a run that was interrupted and one that was not.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from irpo_nemo.artifacts import read_json, read_manifest
+from irpo_nemo.config import load_config
+from irpo_nemo.run_folder import IterationFolder, RunFolder
+
+_CURVES = (
+    "loss/total",
+    "loss/dpo",
+    "loss/nll",
+    "logprob/chosen",
+    "logprob/rejected",
+    "reward/margin",
+    "reward/accuracy",
+)
+
+
+def collect_results(folder: RunFolder) -> dict[str, Any]:
+    """The content of results.json, of what is done so far."""
+    config = load_config(str(folder.config))
+    iterations = []
+    for index in range(config.num_iterations + 1):
+        iteration = folder.iteration(index)
+        if read_manifest(iteration.manifest("grade")) is not None:
+            iterations.append(_collect_iteration(index, iteration))
+    return {
+        "run": folder.root.resolve().name,
+        "task": config.task.name,
+        "seed": config.seed,
+        "num_iterations": config.num_iterations,
+        "model_zero": _collect_model_zero(folder),
+        "iterations": iterations,
+    }
+
+
+def read_results(folder: RunFolder) -> dict[str, Any]:
+    """The results.json that the report stage wrote."""
+    return dict(read_json(folder.results))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, a line that is still being written aside; none when there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _collect_iteration(index: int, folder: IterationFolder) -> dict[str, Any]:
+    evaluation = read_json(folder.evaluation)
+    is_trained = read_manifest(folder.manifest("train")) is not None
+    metrics = read_metrics(folder.train.metrics) if is_trained else []
+    has_pairs = read_manifest(folder.manifest("pair")) is not None
+    pairs = read_json(folder.pairs_summary) if has_pairs else None
+    return {
+        "iteration": index,
+        **evaluation,
+        "train_sample_accuracy": _train_sample_accuracy(folder),
+        "num_pairs": pairs["num_pairs"] if pairs else None,
+        "pairs": pairs,
+        "loss": _first_and_last(metrics),
+        "seconds": _collect_seconds(folder),
+        "tokens": _collect_tokens(folder),
+    }
+
+
+def _collect_model_zero(folder: RunFolder) -> dict[str, Any] | None:
+    """How M_0 was made, when this run made it."""
+    manifest = read_manifest(folder.model_zero.manifest("sft"))
+    if manifest is None:
+        return None
+    return {
+        "examples": manifest.counts["examples"],
+        "steps": manifest.counts["steps"],
+        "loss": _first_and_last(read_metrics(folder.model_zero.train.metrics)),
+        "seconds": manifest.seconds,
+    }
+
+
+def _train_sample_accuracy(folder: IterationFolder) -> float | None:
+    """Share of correct ones among the candidates that pairs are made of."""
+    manifest = read_manifest(folder.manifest("grade"))
+    assert manifest is not None, "only graded iterations are collected"
+    verdicts = manifest.counts["verdicts"].get("train", {}).get("sample", {})
+    return verdicts.get("correct", 0) / sum(verdicts.values()) if verdicts else None
+
+
+def _first_and_last(metrics: list[dict[str, Any]]) -> dict[str, dict[str, float]] | None:
+    """Each curve's first and last value."""
+    if not metrics:
+        return None
+    names = [name for name in _CURVES if metrics[0].get(name) is not None]
+    return {name: {"first": metrics[0][name], "last": metrics[-1][name]} for name in names}
+
+
+def _collect_seconds(folder: IterationFolder) -> dict[str, float]:
+    """Wall time by stage; training by its parts. Of the last attempt where a stage was interrupted."""
+    seconds = {}
+    for stage in ("sample", "grade", "pair"):
+        if manifest := read_manifest(folder.manifest(stage)):
+            seconds[stage] = manifest.seconds["total"]
+    if manifest := read_manifest(folder.manifest("train")):
+        seconds |= {part: value for part, value in manifest.seconds.items() if part != "total"}
+        seconds["train_stage"] = manifest.seconds["total"]
+    return seconds
+
+
+def _collect_tokens(folder: IterationFolder) -> dict[str, int]:
+    manifest = read_manifest(folder.manifest("sample"))
+    return {"sampled": manifest.counts["tokens"]} if manifest else {}
