@@ -1,8 +1,8 @@
 """Text to token ids and back: how prompts begin and how completions end.
 
 A prompt begins with exactly one beginning-of-sequence token when the tokenizer itself would add one (Llama), and with
-none otherwise (Qwen). A completion has none and ends with the end-of-sequence token. Special tokens spelled out in a data
-file stay plain text. Knows no tasks and no models.
+none otherwise (Qwen). A completion has none and ends with the end-of-sequence token. Special tokens spelled out in a
+data file stay plain text. Knows no tasks and no models.
 """
 
 from collections.abc import Sequence
