@@ -8,7 +8,10 @@ reads what 0.16 wrote but not the other way round.
 import dataclasses
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,10 +103,11 @@ def load_latest_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str)
             f"{path}: was made from other training data (digest {found.data_digest[:12]}, now {data_digest[:12]}). "
             f"Delete {folder.parent} to train again."
         )
-    state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(path))
+    with _torch_adam_loads(policy.megatron_optimizer):
+        state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(path))
+        policy.megatron_optimizer.load_state_dict(state["optimizer"])
     for index, chunk in enumerate(policy.chunks):
         chunk.load_state_dict(state[f"model{index}"])
-    policy.megatron_optimizer.load_state_dict(state["optimizer"])
     policy.megatron_scheduler.load_state_dict(state["scheduler"])
     if "random" in state:
         _restore_random_state(state["random"])
@@ -124,6 +128,44 @@ def _sharded_state(policy: IRPOModel, *, is_loading: bool) -> dict[str, Any]:
         "scheduler": policy.megatron_scheduler.state_dict(),
         "random": _sharded_random_state(),
     }
+
+
+@contextmanager
+def _torch_adam_loads(optimizer: Any) -> Iterator[None]:
+    """Let torch's AdamW take part in loading, which Megatron-core (0.16 to 0.19) has written for TransformerEngine's and apex's.
+
+    A fresh AdamW has no state, but Megatron asks it for its step; Megatron copies every entry of the state, the step too, from
+    tensors that leave it out; and it gives all parameters one step tensor, which AdamW would then count up once for each.
+    """
+    parts = [part for part in _parts(optimizer) if isinstance(part.optimizer, torch.optim.AdamW)]
+    for part in parts:
+        _allocate_adam_state(part.optimizer)
+        if hasattr(part, "_set_main_param_and_optimizer_states"):
+            part._set_main_param_and_optimizer_states = partial(_set_state_and_step, part)
+    yield
+    for part in parts:
+        part.__dict__.pop("_set_main_param_and_optimizer_states", None)
+        for state in part.optimizer.state.values():
+            state["step"] = state["step"].clone()
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _allocate_adam_state(adam: torch.optim.AdamW) -> None:
+    for parameter in (p for group in adam.param_groups for p in group["params"]):
+        adam.state[parameter] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+
+def _set_state_and_step(part: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+    group, order = part.model_param_group_index_map[model_param]
+    step = part.optimizer.state[part.optimizer.param_groups[group]["params"][order]]["step"]
+    type(part)._set_main_param_and_optimizer_states(part, model_param, {**tensors, "step": step})
 
 
 def _sharded_random_state() -> Any:
