@@ -5,8 +5,8 @@ Part k holds the problems [k P, (k+1) P) of the task's order, P = sampler.proble
     train    num_candidates samples per problem, and the gold solution with pairing.gold_solutions
     test     one greedy completion per problem, and evaluation.num_samples samples
 
-A candidate depends on the model, its prompt and its seed, and the seed on (run seed, iteration, split, candidate id). So
-a part sampled again is the same part.
+A candidate depends on the model, its prompt and its seed, and the seed on (run seed, iteration, split, candidate id).
+So a part sampled again is the same part.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """The embedded default sampler: a decoding loop over a transformers model, on a CPU or one GPU.
 
 Why not `generate`: requests that share a prompt share its forward pass, rows leave the batch when they finish, and
-every request brings its own randomness. A token is drawn by inverting the cumulative distribution at one uniform number, and
-the numbers of a request come from its own seed; so a completion does not depend on what is sampled beside it, except
-that another batch shape may round logits differently.
+every request brings its own randomness. A token is drawn by inverting the cumulative distribution at one uniform
+number, and the numbers of a request come from its own seed; so a completion does not depend on what is sampled beside
+it, except that another batch shape may round logits differently.
 
 Shapes: rows = completions being decoded, prompts = distinct prompts of the batch, steps = tokens per completion.
 """
