@@ -189,6 +189,23 @@ def check_round_trip(folder: Path, *, parallel: ParallelConfig, max_shard_gib: f
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def check_bf16(folder: Path, *, parallel: ParallelConfig) -> None:
+    """A folder stored in bfloat16 goes through a bfloat16 model, and through a float32 one, unchanged."""
+    from irpo_nemo.training.families.weights import export_hf
+    from irpo_nemo.training.gpt import build_gpt_model
+
+    for bf16 in (True, False):
+        target = copy_of(folder, f"bf16_{bf16}", parallel)
+        chunks = build_gpt_model(folder, parallel=parallel, bf16=bf16)
+        assert {parameter.dtype for chunk in chunks for parameter in chunk.parameters()} == {
+            torch.bfloat16 if bf16 else torch.float32
+        }
+        export_hf(chunks, source_folder=folder, target_folder=target)
+        expected, found = load_folder(folder), load_folder(target)
+        assert {name: tensor.dtype for name, tensor in found.items()} == dict.fromkeys(expected, torch.bfloat16)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def check_step(folder: Path, *, parallel: ParallelConfig, sequence_parallel: bool = False, **options: Any) -> None:
     from irpo_nemo.training.families.weights import export_hf
     from irpo_nemo.training.gpt import build_gpt_model
@@ -233,6 +250,14 @@ def in_layout(check: Callable[..., None], root: Path, sizes: tuple[int, int]) ->
 def test_import_then_export_is_bit_for_bit_equal_in_every_layout(models: Path, max_shard_gib: float) -> None:
     check = partial(check_round_trip, max_shard_gib=max_shard_gib)
     run_on_ranks(partial(in_every_layout, check, models), 4)
+
+
+def test_bf16_weights_survive_import_and_export(models: Path, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    for name in MODELS:
+        LlamaForCausalLM.from_pretrained(models / name, dtype=torch.bfloat16).save_pretrained(tmp_path / name)
+    run_on_ranks(partial(in_every_layout, check_bf16, tmp_path), 4)
 
 
 def test_a_step_of_training_equals_transformers_in_every_layout(models: Path) -> None:

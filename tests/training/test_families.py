@@ -222,6 +222,16 @@ def test_damaged_weights_are_told(folder: Path) -> None:
         HFWeights(folder, SHAPES)
 
 
+def test_an_index_that_does_not_fit_its_files_is_told(folder: Path) -> None:
+    index = {"weight_map": dict.fromkeys((*SHAPES, "c"), "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"model\.safetensors: lacks tensor c, which .*index\.json says it holds"):
+        HFWeights(folder, SHAPES | {"c": (1,)})
+    (folder / "model.safetensors").rename(folder / "elsewhere")
+    with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read as safetensors"):
+        HFWeights(folder, SHAPES)
+
+
 def test_a_small_model_is_one_file_with_its_configuration_and_no_code(folder: Path) -> None:
     target = folder.with_name("copy")
     write_copy(folder, target)

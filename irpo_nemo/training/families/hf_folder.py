@@ -75,7 +75,13 @@ class HFWeights:
         return set(self._file_of)
 
     def _slice(self, name: str) -> Any:
-        return self._open(self._file_of[name]).get_slice(name)
+        file = self._file_of[name]
+        try:
+            return self._open(file).get_slice(name)
+        except SafetensorError as error:
+            raise ModelError(
+                f"{self.folder / file}: lacks tensor {name}, which {_INDEX_FILE} says it holds."
+            ) from error
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
