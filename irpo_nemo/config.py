@@ -86,7 +86,7 @@ class ModelConfig:
     num_attention_heads: int = bounded(4, minimum=1)
     num_key_value_heads: int = bounded(2, minimum=1)
     ffn_hidden_size: int = bounded(384, minimum=8)
-    max_position_embeddings: int = bounded(512, minimum=8)
+    max_position_embeddings: int = bounded(1024, minimum=8)
     tie_word_embeddings: bool = False
     tokenizer: str = one_of("words", "words", "bpe")
     """Made from the demonstrations: one token a word and digit, or byte-level BPE."""
@@ -475,6 +475,15 @@ def _check_model_source(config: IRPOConfig) -> Iterator[str]:
         yield "model.path: is null; name a Hugging Face folder, or set sft.enabled=true to train random weights"
 
 
+def _check_lengths(config: IRPOConfig) -> Iterator[str]:
+    room = config.model.max_position_embeddings
+    if config.model.path is None and config.sampling.max_new_tokens >= room:
+        yield (
+            f"sampling.max_new_tokens: is {config.sampling.max_new_tokens}, but prompt and completion share "
+            f"model.max_position_embeddings = {room}"
+        )
+
+
 def _check_arithmetic(config: IRPOConfig) -> Iterator[str]:
     options = config.task.arithmetic
     for low, high in (("min_operations", "max_operations"), ("min_operand", "max_operand")):
@@ -509,6 +518,7 @@ _RELATIONS = (
     _check_schedules,
     _check_loss,
     _check_model_source,
+    _check_lengths,
     _check_arithmetic,
     _check_task_files,
 )

@@ -26,9 +26,11 @@ from irpo_nemo.run_folder import RunFolder
 State = Literal["done", "ready", "waiting", "stale"]
 """`ready`: all it reads is there; `waiting`: an earlier step is not done; `stale`: finished once, no longer valid."""
 
-EVALUATION_SPLIT = "test"
-TRAINING_SPLIT = "train"
-ALL_SPLITS = (TRAINING_SPLIT, EVALUATION_SPLIT)
+Split = Literal["train", "test"]
+
+EVALUATION_SPLIT: Split = "test"
+TRAINING_SPLIT: Split = "train"
+ALL_SPLITS: tuple[Split, ...] = (TRAINING_SPLIT, EVALUATION_SPLIT)
 
 _TASK = ("seed", "task")
 _FREE_KEYS = ("keep_checkpoints", "checkpoint_every_steps", "train_path", "test_path")
@@ -133,7 +135,7 @@ def initial_model_of(config: IRPOConfig) -> Path:
     return RunFolder(config.run_folder).model_zero.initial if config.model.path is None else _external_model(config)
 
 
-def splits_of(config: IRPOConfig, iteration: int) -> tuple[str, ...]:
+def splits_of(config: IRPOConfig, iteration: int) -> tuple[Split, ...]:
     """The problem sets that M_t is sampled on: M_T gives no pairs any more."""
     return (EVALUATION_SPLIT,) if iteration == config.num_iterations else ALL_SPLITS
 
@@ -224,7 +226,7 @@ def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Ite
     yield _Draft(
         stage="sample",
         iteration=t,
-        keys=(*_TASK, "sampling", "evaluation", "sampler", "model.trust_remote_code"),
+        keys=(*_TASK, "sampling", "evaluation", "sampler", "model.trust_remote_code", "pairing.gold_solutions"),
         after=model_step,
         sources=sources | model_source,
         outputs=tuple(folder.samples(split) for split in splits),
@@ -273,7 +275,7 @@ def _draft_report(config: IRPOConfig) -> _Draft:
     trainings = [("train", t) for t in range(config.num_iterations)]
     made = (folder.results, folder.page)
     return _Draft(
-        stage="report", after=(*grades, *trainings), outputs=made, leftovers=made, manifest=folder.manifest("report")
+        stage="report", after=(*trainings, *grades), outputs=made, leftovers=made, manifest=folder.manifest("report")
     )
 
 

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -56,7 +57,7 @@ class Child:
 
 
 def run_children(
-    arguments: Sequence[str],
+    command: Sequence[str],
     *,
     ranks: int,
     threads_per_rank: int | None,
@@ -64,10 +65,10 @@ def run_children(
     show: Callable[[str], None],
     tick: Callable[[], None],
 ) -> None:
-    """Run `irpo <arguments>` on `ranks` processes until all have ended.
+    """Run `command` in `ranks` processes until all have ended.
 
     Args:
-        arguments: Of the `irpo` command.
+        command: Program and arguments.
         ranks: Processes; each gets its place in torch.distributed's environment variables.
         threads_per_rank: CPU threads of each; None leaves the machine to a stage of one process.
         log: Rank 0's log; the others' stand beside it.
@@ -85,7 +86,7 @@ def run_children(
         children: list[Child] = []
         try:
             for rank in range(ranks):
-                children.append(_start(arguments, rank, ranks, port, threads_per_rank, log))
+                children.append(_start(command, rank, ranks, port, threads_per_rank, log))
         except BaseException:
             _kill(children)
             raise
@@ -128,7 +129,7 @@ def leave_failure(error: BaseException) -> bool:
     return True
 
 
-def _start(arguments: Sequence[str], rank: int, ranks: int, port: int, threads: int | None, log: Path) -> Child:
+def _start(command: Sequence[str], rank: int, ranks: int, port: int, threads: int | None, log: Path) -> Child:
     rank_log = log if rank == 0 else log.with_name(f"{log.stem}_rank{rank}.log")
     failure = rank_log.with_suffix(".failure.json")
     failure.unlink(missing_ok=True)
@@ -148,10 +149,10 @@ def _start(arguments: Sequence[str], rank: int, ranks: int, port: int, threads: 
             "OMP_NUM_THREADS": str(threads),
         }
     with rank_log.open("a", encoding="utf-8") as file:
-        file.write(f"--- irpo {' '.join(arguments)}  rank {rank} of {ranks}\n")
+        file.write(f"--- {shlex.join(command)}  rank {rank} of {ranks}\n")
         file.flush()
         process = subprocess.Popen(
-            [sys.executable, "-m", "irpo_nemo", *arguments],
+            command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if rank == 0 else file,
@@ -238,5 +239,6 @@ def _unexplained_end(child: Child) -> Exception:
             f"Lower the batch sizes or free memory, then run the same command again."
         )
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-    end = "\n".join(child.log.read_text(errors="replace").splitlines()[-_TRACEBACK_LINES:])
+    lines = child.log.read_text(errors="replace").splitlines() if child.log.exists() else []
+    end = "\n".join(lines[-_TRACEBACK_LINES:])
     return StageCrashed(f"{end}\nrank {child.rank} {how}; its log is {child.log}")

@@ -73,6 +73,4 @@ def summarize(manifest: Manifest) -> str:
     """One line of numbers about a finished stage, from what it counted."""
     seconds = manifest.seconds["total"]
     facts = [str(fact) for fact in manifest.counts.get("summary", [])]
-    if (completions := manifest.counts.get("completions")) and seconds:
-        facts.append(f"{completions / seconds:.0f}/s")
     return ", ".join([*facts, f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"])

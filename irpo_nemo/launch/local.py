@@ -3,6 +3,7 @@ stage took (memory, a GPU, distributed groups) is given back when it ends.
 """
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -67,12 +68,12 @@ def _run_step(config: IRPOConfig, step: Step, display: Display) -> None:
     def read() -> Progress | None:
         return read_progress(config, step)
 
-    arguments = ["stage", step.stage, str(folder.config)]
+    command = [sys.executable, "-m", "irpo_nemo", "stage", step.stage, str(folder.config)]
     if step.iteration is not None:
-        arguments.append(f"iteration={step.iteration}")
+        command.append(f"iteration={step.iteration}")
     with display.watch(title, read) as tick:
         run_children(
-            arguments,
+            command,
             ranks=step.ranks,
             threads_per_rank=config.launcher.threads_per_rank if is_distributed else None,
             log=folder.log(step.log_name),

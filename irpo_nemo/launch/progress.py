@@ -11,7 +11,7 @@ from typing import Any
 
 from irpo_nemo.artifacts import list_parts
 from irpo_nemo.config import IRPOConfig, TrainingConfig
-from irpo_nemo.pipeline import EVALUATION_SPLIT, TRAINING_SPLIT, Step, splits_of
+from irpo_nemo.pipeline import EVALUATION_SPLIT, TRAINING_SPLIT, Split, Step, splits_of
 from irpo_nemo.run_folder import RunFolder, TrainFolder
 
 
@@ -81,7 +81,7 @@ def count_steps(num_examples: int, training: TrainingConfig) -> int:
     return steps if training.max_steps is None else min(steps, training.max_steps)
 
 
-def count_sample_parts(config: IRPOConfig, splits: Iterable[str]) -> int:
+def count_sample_parts(config: IRPOConfig, splits: Iterable[Split]) -> int:
     """Parts that the sample stage writes for these problem sets."""
     from irpo_nemo.tasks import load_task
 

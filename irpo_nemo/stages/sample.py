@@ -1,0 +1,82 @@
+"""problems ─► candidates: one engine start draws the training candidates and the evaluation generations of M_t."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from irpo_nemo.artifacts import hash_model_folder
+from irpo_nemo.config import IRPOConfig
+from irpo_nemo.pipeline import Split, model_of, splits_of
+from irpo_nemo.run_folder import RunFolder
+from irpo_nemo.sampling import open_sampler
+from irpo_nemo.sampling.parts import SamplingCounts, sample_split
+from irpo_nemo.stages.frame import StageResult
+from irpo_nemo.tasks import load_task
+from irpo_nemo.tokenization import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 10.0
+
+
+def run(config: IRPOConfig, iteration: int | None) -> StageResult:
+    """Sample every split of iteration t from M_t."""
+    assert iteration is not None
+    folder = RunFolder(config.run_folder).iteration(iteration)
+    model = model_of(config, iteration)
+    model_hash = hash_model_folder(model)
+    tokenizer = load_tokenizer(model, trust_remote_code=config.model.trust_remote_code)
+    started = time.perf_counter()
+    sampler = open_sampler(config, model)
+    seconds = {"load": time.perf_counter() - started}
+    counts = {}
+    try:
+        for split in splits_of(config, iteration):
+            counts[split] = sample_split(
+                sampler,
+                tokenizer,
+                load_task(config),
+                config,
+                iteration=iteration,
+                split=split,
+                folder=folder.samples(split),
+                model_hash=model_hash,
+                on_progress=_log_progress(f"iteration {iteration}  sample {split}"),
+            )
+            seconds[split] = counts[split].seconds
+    finally:
+        sampler.close()
+    return StageResult(counts=_total(counts), seconds=seconds)
+
+
+def _log_progress(title: str) -> Callable[[int, int, float], None]:
+    """A line now and then."""
+    last = time.monotonic()
+
+    def log(done: int, total: int, tokens_per_second: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PROGRESS_SECONDS and done < total:
+            last = time.monotonic()
+            logger.info("%s  %d of %d completions  %.0f tokens/s", title, done, total, tokens_per_second)
+
+    return log
+
+
+def _total(by_split: Mapping[Split, SamplingCounts]) -> dict[str, object]:
+    all_counts = by_split.values()
+    completions = sum(counts.completions for counts in all_counts)
+    tokens = sum(counts.tokens for counts in all_counts)
+    truncated = sum(counts.truncated for counts in all_counts)
+    fresh = completions - sum(counts.completions_resumed for counts in all_counts)
+    seconds = sum(counts.seconds for counts in all_counts)
+    summary = [f"{completions} completions", f"{truncated / completions:.1%} cut off"]
+    if seconds:
+        summary.append(f"{fresh / seconds:.0f}/s")
+    return {
+        "completions": completions,
+        "tokens": tokens,
+        "truncated": truncated,
+        "splits": {split: dataclasses.asdict(counts) for split, counts in by_split.items()},
+        "summary": summary,
+    }
