@@ -93,8 +93,10 @@ def extract_number(completion_text: str) -> tuple[Fraction | None, str]:
         return read_number(hashes[-1]), "hash"
     if (content := find_last_boxed(text)) is not None:
         return read_number(content), "boxed"
-    numbers = [value for value in map(_value_of, _NUMBER.finditer(_simplify(text))) if value is not None]
-    return (numbers[-1], "last_number") if numbers else (None, "none")
+    for match in reversed(list(_NUMBER.finditer(_simplify(text)))):
+        if (value := _value_of(match)) is not None:
+            return value, "last_number"
+    return None, "none"
 
 
 def read_number(phrase: str) -> Fraction | None:

@@ -4,6 +4,7 @@
 """
 
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -65,9 +66,7 @@ class FileTask:
         rows = read_json_lines(Path(path)) if is_local(path) else read_data_set(path, self.subset, split)
         problems: list[Problem] = []
         places: dict[str, str] = {}
-        for place, row in rows:
-            if len(problems) == limit:
-                break
+        for place, row in itertools.islice(rows, limit):
             problem = self._read_row(place, row, fallback_id=f"{split}-{len(problems)}")
             if problem.problem_id in places:
                 raise DataError(
@@ -129,7 +128,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Row]]:
         with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield f"{path}:{number}", _parse_object(line, f"{path}:{number}")
+                    yield f"{path}:{number}", _parse_object(line.strip(), f"{path}:{number}")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. Set task.train_path and task.test_path to files that exist.") from None
     except UnicodeDecodeError:
@@ -144,16 +143,15 @@ def _parse_object(line: str, place: str) -> Row:
     try:
         row = json.loads(line, parse_int=str, parse_float=str)
     except json.JSONDecodeError as error:
-        found = line.strip()
-        shown = found if len(found) <= 60 else f"{found[:40]} ... {found[-15:]}"
+        shown = line if len(line) <= 60 else f"{line[:40]} ... {line[-15:]}"
         raise DataError(
-            f"{place}: is not JSON ({error.msg} at column {error.colno}): {shown}. "
+            f"{place}: is not JSON ({error.msg}, column {error.colno}): {shown}. "
             "Mend or delete the line; if it is the last one, the file may be cut off."
         ) from None
     except RecursionError:
         raise DataError(f"{place}: is nested too deeply. Wanted a JSON object of texts.") from None
     if not isinstance(row, dict):
-        raise DataError(f'{place}: is {line.strip()[:60]}, but a JSON object is wanted, as {{"question": ...}}.')
+        raise DataError(f'{place}: is {line[:60]}, but a JSON object is wanted, as {{"question": ...}}.')
     return row
 
 
