@@ -94,6 +94,8 @@ def make_pairs(
         summary.num_pairs_too_long += len(all_pairs) - len(fitting)
         _count_problem(sides, bool(fitting), summary)
         pairs += fitting
+    summary.winners_per_problem = dict(sorted(summary.winners_per_problem.items()))
+    summary.losers_per_problem = dict(sorted(summary.losers_per_problem.items()))
     kept = _subsample(pairs, config.max_pairs, seed)
     summary.num_pairs = len(kept)
     summary.num_pairs_subsampled_away = len(pairs) - len(kept)

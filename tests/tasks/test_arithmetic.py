@@ -90,6 +90,17 @@ def test_same_seed_same_stories_other_seed_other_stories() -> None:
     assert not {problem.question for problem in stories(0)[0]} & {problem.question for problem in stories(1)[0]}
 
 
+def test_stories_of_a_seed_stay_what_they_are() -> None:
+    """Changing how stories are drawn changes the numbers of every run: do it knowingly."""
+    first = load_task(small_config()).test_problems()[0]
+    assert first == Problem(
+        problem_id="test-0",
+        question="Eva has 2 stamps. Eva makes 3. Eva buys 2. Eva gets 6. Eva makes 6. How many stamps does Eva have?",
+        gold_answer="19",
+        solution="2+3=5\n5+2=7\n7+6=13\n13+6=19\nFinal answer: 19",
+    )
+
+
 def test_more_train_problems_keep_the_test_problems_and_the_first_train_problems() -> None:
     few, many = load_task(small_config()), load_task(small_config(num_train_problems=80, num_demonstrations=10))
     assert many.test_problems() == few.test_problems()
