@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-_PRELOADED = ["torch", "irpo_nemo.training.cpu", "irpo_nemo.training.gpt", "megatron.core.distributed"]
+_PRELOADED = ["pytest", "torch", "irpo_nemo.training.session", "irpo_nemo.training.gpt", "megatron.core.distributed"]
 
 
 def run_on_ranks(
@@ -45,9 +45,7 @@ def run_on_ranks(
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
         own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process: BaseProcess = context.Process(
-            target=_run_rank, args=(sender, own, timeout_seconds, function, args), daemon=True
-        )
+        process: BaseProcess = context.Process(target=_run_rank, args=(sender, own, timeout_seconds, function, args))
         process.start()
         sender.close()
         ranks[receiver] = (rank, process)
@@ -107,8 +105,9 @@ def _run_rank(
     try:
         torch.distributed.init_process_group("gloo")
         value = function(*args)
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():  # a training session leaves the job itself
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
         sender.send_bytes(pickle.dumps((True, value)))  # send() would share tensors with a process that is gone
     except BaseException:  # noqa: BLE001  the parent raises it again
         sender.send_bytes(pickle.dumps((False, traceback.format_exc())))

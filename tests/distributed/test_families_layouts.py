@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from irpo_nemo.config import ParallelConfig
+from tests.distributed.probes import gathered_logits, run_schedule
 from tests.distributed.ranks import run_on_ranks
 
 pytestmark = pytest.mark.slow
@@ -94,39 +94,6 @@ def layout(tp_size: int, pp_size: int) -> Iterator[ParallelConfig]:
     parallel_state.destroy_model_parallel()
 
 
-def run_schedule(chunks: list[Any], finish: Callable[[Tensor], Any], *, forward_only: bool) -> list[Any]:
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-
-    tokens = random_tokens()[:, :-1]
-    positions = torch.arange(SEQ).expand(BATCH, SEQ)
-
-    def forward_step(_: Any, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-        return model(tokens, positions, None), finish
-
-    return get_forward_backward_func()(  # type: ignore[no-any-return]
-        forward_step_func=forward_step,
-        data_iterator=None,
-        model=chunks,
-        num_microbatches=1,
-        seq_length=SEQ,
-        micro_batch_size=BATCH,
-        forward_only=forward_only,
-    )
-
-
-def gathered_logits(chunks: list[Any]) -> Tensor | None:
-    """[BATCH, SEQ, vocab] on the last pipeline stage."""
-    from megatron.core import parallel_state
-
-    outputs = run_schedule(chunks, lambda logits: (logits.sum(), {"logits": logits.detach()}), forward_only=True)
-    if not outputs:
-        return None
-    group = parallel_state.get_tensor_model_parallel_group()
-    shards = [torch.empty_like(outputs[0]["logits"]) for _ in range(group.size())]
-    dist.all_gather(shards, outputs[0]["logits"].contiguous(), group=group)
-    return torch.cat(shards, dim=-1)[..., : SHAPE["vocab_size"]]
-
-
 def take_step(chunks: list[Any]) -> None:
     """One step of gradient descent on the mean token loss, through Megatron's DDP."""
     from megatron.core import parallel_state
@@ -144,7 +111,7 @@ def take_step(chunks: list[Any]) -> None:
     ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
     wrapped = [DistributedDataParallel(chunk.config, ddp_config, chunk) for chunk in chunks]
     chunks[0].config.finalize_model_grads_func = finalize_model_grads
-    run_schedule(wrapped, mean_loss, forward_only=False)
+    run_schedule(wrapped, random_tokens()[:, :-1], mean_loss, forward_only=False)
     for chunk in chunks:
         for parameter in chunk.parameters():
             parameter.data -= LEARNING_RATE * parameter.main_grad
@@ -163,7 +130,8 @@ def in_every_layout(check: Callable[..., None], root: Path) -> None:
 def check_logits(folder: Path, *, parallel: ParallelConfig) -> None:
     from irpo_nemo.training.gpt import build_gpt_model
 
-    logits = gathered_logits(build_gpt_model(folder, parallel=parallel, bf16=False))
+    chunks = build_gpt_model(folder, parallel=parallel, bf16=False)
+    logits = gathered_logits(chunks, random_tokens()[:, :-1], vocab_size=SHAPE["vocab_size"])
     if logits is not None:
         expected = load_file(folder.with_suffix(".logits"))["logits"]
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0.0)
