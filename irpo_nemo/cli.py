@@ -13,7 +13,7 @@ from pathlib import Path
 import irpo_nemo
 from irpo_nemo.config import IRPOConfig, load_config
 from irpo_nemo.errors import ConfigError, IRPOError
-from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launcher, leave_failure
+from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launcher, send_failure
 from irpo_nemo.model_shape import find_model_mistakes
 from irpo_nemo.pipeline import find_file_mistakes, plan, refuse_changes
 from irpo_nemo.run_folder import RunFolder
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(parsed)
     except IRPOError as error:
-        if not leave_failure(error):
+        if not send_failure(error):
             print(error, file=sys.stderr)
         return 2
     except StageCrashed as crash:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output, such as `head`, has gone
         return 1
     except Exception as bug:
-        leave_failure(bug)
+        send_failure(bug)
         raise
     return 0
 

@@ -306,7 +306,7 @@ def compose(config: str, overrides: Sequence[str] = ()) -> "DictConfig":
     try:
         with initialize_config_dir(config_dir=str(path.parent.resolve()), version_base="1.3"):
             composed: DictConfig = hydra_compose(path.stem, overrides=arguments)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{config}: {reason}") from error
     return composed

@@ -337,7 +337,8 @@ def _settings_of(config: IRPOConfig, draft: _Draft) -> dict[str, Any]:
     for key in draft.keys:
         settings |= dict(_flatten(key, value_at(config, key)))
     if "sampling.temperature" in settings and draft.iteration is not None:
-        settings["sampling.temperature"] = config.temperature_of(draft.iteration)
+        del settings["sampling.temperature"]
+        settings[f"sampling.temperature[{draft.iteration}]"] = config.temperature_of(draft.iteration)
     return settings
 
 

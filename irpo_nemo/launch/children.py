@@ -1,8 +1,8 @@
 """The processes of one stage on this machine: one, or several ranks that live and die together.
 
 Rank 0's standard output reaches the terminal and its log; everything else goes to log files. A child that fails
-leaves a small JSON file saying why, so that the launcher shows the one failure that came first, once. Children are
-killed when the launcher dies, whatever killed it.
+sends its reason through a pipe, so that the launcher shows the one failure that came first, once. Children are killed
+when the launcher dies, whatever killed it.
 """
 
 import contextlib
@@ -20,18 +20,22 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from irpo_nemo import errors
 from irpo_nemo.artifacts import explain_os_errors
 from irpo_nemo.errors import EnvironmentProblem, IRPOError
 
 PARENT_VARIABLE = "IRPO_LAUNCHER_PID"
-FAILURE_VARIABLE = "IRPO_FAILURE_FILE"
+FAILURE_VARIABLE = "IRPO_FAILURE_PIPE"
 
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _TRACEBACK_LINES = 12
+_PIPE_BYTES = 65536
+_MESSAGE_LIMIT = 10000
+"""Characters of a reason: a pipe holds 64 KiB, and JSON may need six bytes a character."""
 
 
 class StageCrashed(Exception):  # noqa: N818 - said to people as it is
@@ -53,7 +57,8 @@ class Child:
     rank: int
     process: "subprocess.Popen[str]"
     log: Path
-    failure: Path
+    failure_pipe: int
+    """Where its reason arrives; a pipe, because the disk may be full."""
 
 
 def run_children(
@@ -82,6 +87,7 @@ def run_children(
     """
     with explain_os_errors(log):
         log.parent.mkdir(parents=True, exist_ok=True)
+        failure_path(log).unlink(missing_ok=True)
         port = _free_port()
         children: list[Child] = []
         try:
@@ -100,8 +106,12 @@ def run_children(
     finally:
         _kill(children)
         pump.join(timeout=_GRACE_SECONDS)
-    if failed:
-        _raise_failure(children, failed)
+    try:
+        if failed:
+            _raise_failure(children, failed, log)
+    finally:
+        for child in children:
+            os.close(child.failure_pipe)
 
 
 def die_with_launcher() -> None:
@@ -115,28 +125,32 @@ def die_with_launcher() -> None:
         os._exit(1)
 
 
-def leave_failure(error: BaseException) -> bool:
+def send_failure(error: BaseException) -> bool:
     """In a child: tell the launcher why; False when no launcher is waiting for it."""
-    path = os.environ.get(FAILURE_VARIABLE)
-    if path is None:
+    pipe = os.environ.get(FAILURE_VARIABLE)
+    if pipe is None:
         return False
-    is_ours = not isinstance(error, IRPOError)
-    message = "".join(traceback.format_exception(error)) if is_ours else str(error)
-    with contextlib.suppress(OSError):  # a full disk: the exit code still says what kind it was
-        Path(path).write_text(
-            json.dumps({"kind": type(error).__name__, "is_bug": is_ours, "message": message, "time": time.monotonic()})
-        )
+    is_bug = not isinstance(error, IRPOError)
+    message = "".join(traceback.format_exception(error)) if is_bug else str(error)
+    report = {"kind": type(error).__name__, "is_bug": is_bug, "message": message[-_MESSAGE_LIMIT:]}
+    with contextlib.suppress(OSError):
+        os.write(int(pipe), json.dumps({**report, "time": time.monotonic()}).encode())
     return True
+
+
+def failure_path(log: Path) -> Path:
+    """Where the launcher notes why a stage failed, for `irpo status`."""
+    return log.with_suffix(".failure.json")
 
 
 def _start(command: Sequence[str], rank: int, ranks: int, port: int, threads: int | None, log: Path) -> Child:
     rank_log = log if rank == 0 else log.with_name(f"{log.stem}_rank{rank}.log")
-    failure = rank_log.with_suffix(".failure.json")
-    failure.unlink(missing_ok=True)
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
     environment = os.environ | {
         "PYTHONUNBUFFERED": "1",
         PARENT_VARIABLE: str(os.getpid()),
-        FAILURE_VARIABLE: str(failure.resolve()),
+        FAILURE_VARIABLE: str(write_end),
     }
     if threads is not None:
         environment |= {
@@ -160,8 +174,10 @@ def _start(command: Sequence[str], rank: int, ranks: int, port: int, threads: in
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=(write_end,),
         )
-    return Child(rank, process, rank_log, failure)
+    os.close(write_end)
+    return Child(rank, process, rank_log, read_end)
 
 
 def _free_port() -> int:
@@ -214,21 +230,26 @@ def _signal(children: list[Child], signum: int) -> None:
             os.killpg(child.process.pid, signum)
 
 
-def _raise_failure(children: list[Child], failed: list[Child]) -> None:
+def _raise_failure(children: list[Child], failed: list[Child], log: Path) -> None:
     killed = [child for child in failed if child.process.returncode == -signal.SIGKILL]
-    reports = [(child, json.loads(child.failure.read_text())) for child in children if _has_failure(child)]
+    reports = [(child, report) for child in children if (report := _read_report(child))]
     if killed or not reports:
-        child = (killed or failed)[0]
-        raise _unexplained_end(child)
+        raise _unexplained_end((killed or failed)[0])
     child, report = min(reports, key=lambda item: item[1]["time"])
+    with contextlib.suppress(OSError):
+        failure_path(log).write_text(json.dumps({**report, "rank": child.rank}))
     if not report["is_bug"]:
         raise getattr(errors, report["kind"], IRPOError)(report["message"])
     end = "\n".join(report["message"].rstrip().splitlines()[-_TRACEBACK_LINES:])
     raise StageCrashed(f"{end}\nrank {child.rank} failed; its log is {child.log}")
 
 
-def _has_failure(child: Child) -> bool:
-    return child.failure.exists() and child.failure.stat().st_size > 0
+def _read_report(child: Child) -> dict[str, Any] | None:
+    try:
+        data = os.read(child.failure_pipe, _PIPE_BYTES)
+        return dict(json.loads(data)) if data else None
+    except (BlockingIOError, ValueError):
+        return None
 
 
 def _unexplained_end(child: Child) -> Exception:

@@ -1,11 +1,10 @@
 """`irpo plan` and `irpo status` on the terminal."""
 
-import json
 from collections.abc import Iterable
-from typing import Any
 
-from irpo_nemo.artifacts import read_manifest
+from irpo_nemo.artifacts import read_json, read_manifest
 from irpo_nemo.config import IRPOConfig
+from irpo_nemo.launch.children import failure_path
 from irpo_nemo.launch.display import summarize
 from irpo_nemo.launch.lock import is_locked
 from irpo_nemo.launch.progress import read_last_metrics, read_progress
@@ -53,14 +52,9 @@ def _examine_current(config: IRPOConfig, step: Step, is_running: bool) -> tuple[
 
 
 def _read_failure(folder: RunFolder, step: Step) -> str | None:
-    """The last line of what the failed rank that was first left behind."""
-    reports: list[dict[str, Any]] = []
-    for path in folder.logs.glob(f"{step.log_name}*.failure.json"):
-        reports.append(json.loads(path.read_text()))
-    if not reports:
-        return None
-    first = min(reports, key=lambda report: report["time"])
-    return str(first["message"]).strip().splitlines()[-1]
+    """The last line of the reason for which the step failed, if it did."""
+    path = failure_path(folder.log(step.log_name))
+    return str(read_json(path)["message"]).strip().splitlines()[-1] if path.exists() else None
 
 
 def _summary(step: Step) -> str:
