@@ -7,6 +7,7 @@ reads what 0.16 wrote but not the other way round.
 
 import dataclasses
 import logging
+import queue
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ def save_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str, keep: 
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
     dist.barrier()
+    keep_write_results_here()
     with explain_os_errors(folder):
         dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(temporary))
     if is_rank_zero():
@@ -61,6 +63,17 @@ def save_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str, keep: 
         publish_folder(temporary, target)
         _drop_old(folder, keep)
     dist.barrier()
+
+
+def keep_write_results_here() -> None:
+    """Spare the process that Megatron-core (0.16 to 0.19) starts to carry the results of writers in the background.
+
+    Ours write while the rank waits, so a queue of this process does. That process costs 280 MiB and a second or two, and
+    stays for ever when its rank is killed.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
 
 
 def _describe(policy: IRPOModel, data_digest: str) -> CheckpointDescription:
@@ -88,11 +101,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_latest_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str) -> bool:
     """Continue from the newest checkpoint of `folder`; False when there is none. Every rank calls this.
 
+    Removes what a killed run was writing.
+
     Raises:
         ArtifactError: The checkpoint belongs to other data.
     """
     from megatron.core import dist_checkpointing
 
+    if is_rank_zero():
+        for unfinished in folder.glob("step_*.tmp"):
+            shutil.rmtree(unfinished)
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         return False
@@ -104,7 +122,10 @@ def load_latest_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str)
             f"Delete {folder.parent} to train again."
         )
     with _torch_adam_loads(policy.megatron_optimizer):
-        state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(path))
+        wanted = _sharded_state(policy, is_loading=True)
+        if found.world_size != dist.get_world_size():
+            del wanted["random"]  # each rank's own; training draws no random numbers, since dropout is 0
+        state = dist_checkpointing.load(wanted, str(path))
         policy.megatron_optimizer.load_state_dict(state["optimizer"])
     for index, chunk in enumerate(policy.chunks):
         chunk.load_state_dict(state[f"model{index}"])

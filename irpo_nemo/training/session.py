@@ -5,6 +5,7 @@ give the same weights as if they had never been interrupted.
 """
 
 import dataclasses
+import gc
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -174,6 +175,7 @@ def fit(
         ],
     )
     policy.set_trainer(trainer)
+    gc.freeze()  # Megatron collects garbage at every checkpoint; what exists by now stays, so it need not be visited
     trainer.fit(policy, train_dataloaders=DataLoader(batches, batch_size=None, shuffle=False))
     if log is not None:
         log.close()

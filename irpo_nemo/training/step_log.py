@@ -158,7 +158,9 @@ class LogSteps(Callback):
         if self.check_first_step and module.step == 1:
             require_ln_2(metrics["loss/dpo"], bf16=module.options.training.bf16)
         if self.step_log is not None and self._clock is not None:
-            self.step_log.write({"step": module.step - 1, **step_metrics(metrics), **self._clock.measure(batch, metrics)})
+            self.step_log.write(
+                {"step": module.step - 1, **step_metrics(metrics), **self._clock.measure(batch, metrics)}
+            )
 
 
 def step_metrics(metrics: dict[str, float]) -> dict[str, float | None]:

@@ -16,7 +16,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-_PRELOADED = ["pytest", "torch", "irpo_nemo.training.session", "irpo_nemo.training.gpt", "megatron.core.distributed"]
+_PRELOADED = [
+    "pytest",
+    "pyarrow.dataset",
+    "torch",
+    "torch.utils.tensorboard",
+    "irpo_nemo.training.session",
+    "irpo_nemo.training.gpt",
+    "megatron.core.distributed",
+]
 
 
 def run_on_ranks(

@@ -1,0 +1,117 @@
+"""A killed training run ends as if it had never been killed: exported weights and metrics, bit for bit.
+
+SIGKILL hits in step 3, after the checkpoint of step 2; the run goes on in new processes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from irpo_nemo.config import IRPOConfig
+from tests.distributed.sessions import Session, make_session
+from tests.training.tiny import make_config, make_model_folder
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp1": {"ranks": 1},
+    "tp2": {"ranks": 2, "tensor": 2},
+    "pp2": {"ranks": 2, "pipeline": 2},
+    "dp2": {"ranks": 2, "use_distributed_optimizer": False},
+    "dp2_distributed_optimizer": {"ranks": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("resume") / "model")
+
+
+def config_of(layout: str) -> tuple[IRPOConfig, int]:
+    options = dict(LAYOUTS[layout])
+    ranks = options.pop("ranks")
+    return make_config(checkpoint_every_steps=2, **options), ranks
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Session]:
+    sessions = {}
+    for layout in LAYOUTS:
+        config, ranks = config_of(layout)
+        sessions[layout] = make_session(tmp_path_factory.mktemp(layout), model=model)
+        counts = sessions[layout].run(config, ranks)
+        assert counts == {"steps": 5, "examples": 21, "first_step": 0}
+    return sessions
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(
+    uninterrupted: dict[str, Session], layout: str, model: Path, tmp_path: Path
+) -> None:
+    config, ranks = config_of(layout)
+    session = make_session(tmp_path, model=model)
+    session.run_until_killed(config, ranks, step=3)
+    assert [line["step"] for line in session.metrics] == [0, 1, 2]
+    assert session.checkpoints == ["step_00000002"]
+    assert session.run(config, ranks)["first_step"] == 2
+    assert session.weights == uninterrupted[layout].weights
+    assert session.metrics == uninterrupted[layout].metrics
+
+
+def test_a_kill_within_a_checkpoint_leaves_the_one_before(
+    uninterrupted: dict[str, Session], model: Path, tmp_path: Path
+) -> None:
+    config, ranks = config_of("tp1")
+    session = make_session(tmp_path, model=model)
+    session.run_until_killed(config, ranks, step=4, in_checkpoint=True)
+    assert session.checkpoints == ["step_00000002", "step_00000004.tmp"]
+    (session.folder.train.checkpoints / "step_00000009.tmp").mkdir()
+    assert session.run(config, ranks)["first_step"] == 2
+    assert session.checkpoints == ["step_00000004", "step_00000005"]
+    assert session.weights == uninterrupted["tp1"].weights
+    assert session.metrics == uninterrupted["tp1"].metrics
+
+
+def test_a_finished_run_trains_no_further(uninterrupted: dict[str, Session], model: Path, tmp_path: Path) -> None:
+    config, ranks = config_of("tp1")
+    session = make_session(tmp_path, model=model)
+    session.run(config, ranks)
+    before = session.folder.train.metrics.read_text()
+    assert session.run(config, ranks)["first_step"] == 5
+    assert session.folder.train.metrics.read_text() == before
+    assert session.weights == uninterrupted["tp1"].weights
+
+
+@pytest.mark.parametrize(("before", "after"), [("tp2", "tp1"), ("tp1", "pp2"), ("pp2", "dp2_distributed_optimizer")])
+def test_a_run_goes_on_in_another_layout(
+    uninterrupted: dict[str, Session], before: str, after: str, model: Path, tmp_path: Path
+) -> None:
+    session = make_session(tmp_path, model=model)
+    session.run_until_killed(*config_of(before), step=3)
+    session.run(*config_of(after))
+    found, expected = (
+        torch.tensor([line["loss/total"] for line in metrics], dtype=torch.float64)
+        for metrics in (session.metrics, uninterrupted["tp1"].metrics)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
+
+
+def test_a_checkpoint_of_other_pairs_is_refused(model: Path, tmp_path: Path) -> None:
+    config, _ = config_of("tp1")
+    session = make_session(tmp_path, model=model)
+    session.run(config)
+    make_session(tmp_path, model=model, num_pairs=20)
+    with pytest.raises(AssertionError) as caught:
+        session.run(config)
+    checkpoints = session.folder.train.checkpoints
+    assert f"ArtifactError: {checkpoints}/step_00000005: was made from other training data (digest " in str(
+        caught.value
+    )
+    assert f"Delete {checkpoints.parent} to train again." in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_first_step_is_at_ln_2(uninterrupted: dict[str, Session], layout: str) -> None:
+    first = uninterrupted[layout].metrics[0]
+    assert first["loss/dpo"] == pytest.approx(0.6931471805599453, abs=1e-6)
+    assert first["reward/margin"] == pytest.approx(0.0, abs=1e-5)
