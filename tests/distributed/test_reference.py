@@ -1,0 +1,144 @@
+"""Reference log-probs: once per completion, equal to transformers' in every layout, and never another model's."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from irpo_nemo.artifacts import read_records, write_records
+from irpo_nemo.records import PreferencePair, ReferenceLogprob
+from tests.distributed.ranks import run_on_ranks
+from tests.distributed.sessions import make_session
+from tests.training.tiny import make_config, make_model_folder, make_pairs
+
+LAYOUTS = {"tp1": (1, 1, 1), "tp2": (2, 2, 1), "pp2": (2, 1, 2), "dp2": (2, 1, 1), "tp2_pp2": (4, 2, 2)}
+"""Ranks, tensor and pipeline parallel sizes."""
+
+
+def sharing_pairs() -> list[PreferencePair]:
+    """Pairs of which two share their chosen completion."""
+    first, second, *rest = make_pairs(7)
+    sharing = dataclasses.replace(
+        second,
+        prompt_token_ids=first.prompt_token_ids,
+        chosen_id=first.chosen_id,
+        chosen_token_ids=first.chosen_token_ids,
+    )
+    return [first, sharing, *rest]
+
+
+def score(model: Path, path: Path, tensor: int, pipeline: int) -> list[ReferenceLogprob]:
+    from irpo_nemo.training.reference import reference_logprobs
+    from irpo_nemo.training.session import load_policy
+
+    config = make_config(tensor=tensor, pipeline=pipeline, micro_batch_size=1)
+    policy = load_policy(config, config.training, model, num_examples=7)
+    return reference_logprobs(policy, sharing_pairs(), path, model_hash="M_t")
+
+
+def score_twice(model: Path, path: Path) -> Any:
+    """The second time, with the first's file changed by hand."""
+    from irpo_nemo.training.reference import reference_logprobs
+    from irpo_nemo.training.session import load_policy
+
+    config = make_config()
+    policy = load_policy(config, config.training, model, num_examples=7)
+    pairs = sharing_pairs()
+    first = reference_logprobs(policy, pairs, path, model_hash="M_t")
+    changed = [dataclasses.replace(record, logprob=-1.0) for record in first]
+    write_records(path, changed, ReferenceLogprob)
+    same_model = reference_logprobs(policy, pairs, path, model_hash="M_t")
+    other_pairs = reference_logprobs(policy, pairs[:-1], path, model_hash="M_t")
+    write_records(path, changed, ReferenceLogprob)
+    other_model = reference_logprobs(policy, pairs, path, model_hash="M_t+1")
+    return first, same_model, other_pairs, other_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("reference") / "model")
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> dict[str, float]:
+    """By transformers, each completion alone and unpadded."""
+    from transformers import LlamaForCausalLM
+
+    policy = LlamaForCausalLM.from_pretrained(model)
+    logprobs = {}
+    for pair in sharing_pairs():
+        for name, completion in (
+            (pair.chosen_id, pair.chosen_token_ids),
+            (pair.rejected_id, pair.rejected_token_ids),
+        ):
+            with torch.no_grad():
+                logits = policy(torch.tensor([pair.prompt_token_ids + completion])).logits[0]
+            rows = logits[len(pair.prompt_token_ids) - 1 : -1].log_softmax(-1)
+            logprobs[name] = float(rows[torch.arange(len(completion)), torch.tensor(completion)].double().sum())
+    return logprobs
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_reference_logprobs_equal_transformers(
+    layout: str, model: Path, expected: dict[str, float], tmp_path: Path
+) -> None:
+    ranks, tensor, pipeline = LAYOUTS[layout]
+    by_rank = run_on_ranks(score, ranks, model, tmp_path / "reference.parquet", tensor, pipeline)
+    stored = read_records(tmp_path / "reference.parquet", ReferenceLogprob)
+    assert all(records == stored for records in by_rank)
+    assert {record.candidate_id: record.logprob for record in stored} == pytest.approx(expected, rel=1e-6)
+    tokens = {pair.chosen_id: len(pair.chosen_token_ids) for pair in sharing_pairs()}
+    assert {record.candidate_id: record.num_tokens for record in stored}.items() >= tokens.items()
+
+
+def test_each_completion_is_scored_once(model: Path, tmp_path: Path) -> None:
+    (records,) = run_on_ranks(score, 1, model, tmp_path / "reference.parquet", 1, 1)
+    assert len(records) == 13 == len({record.candidate_id for record in records})
+
+
+def test_a_file_is_used_again_only_for_the_same_model_and_pairs(model: Path, tmp_path: Path) -> None:
+    ((first, same_model, other_pairs, other_model),) = run_on_ranks(score_twice, 1, model, tmp_path / "r.parquet")
+    assert {record.logprob for record in same_model} == {-1.0}
+    assert len(other_pairs) == 11 and -1.0 not in {record.logprob for record in other_pairs}
+    assert [record.logprob for record in other_model] == [record.logprob for record in first]
+    assert {record.model_hash for record in other_model} == {"M_t+1"}
+
+
+def test_training_refuses_a_reference_that_other_weights_made(model: Path, tmp_path: Path) -> None:
+    """The file claims to be M_t's, so only its numbers tell."""
+    session = make_session(tmp_path, model=model)
+    session.run(make_config(max_steps=1))
+    honest = read_records(session.folder.reference, ReferenceLogprob)
+    other = [
+        dataclasses.replace(record, logprob=record.logprob * (1.01 if i % 2 else 1.0))
+        for i, record in enumerate(honest)
+    ]
+    write_records(session.folder.reference, other, ReferenceLogprob)
+    for checkpoint in session.folder.train.checkpoints.iterdir():
+        checkpoint.rename(tmp_path / checkpoint.name)
+    with pytest.raises(AssertionError) as caught:
+        session.run(make_config(max_steps=1))
+    assert "ArtifactError: step 0: loss/dpo is 0.7" in str(caught.value)
+    assert (
+        ", but must be ln 2 = 0.693147 because the policy still equals the reference. The reference log-probs belong "
+        "to other weights; delete reference.parquet and run again."
+    ) in str(caught.value)
+    assert session.folder.train.checkpoints.exists() and session.checkpoints == []
+
+
+def test_weights_that_are_not_finite_are_refused(model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "model"
+    broken.mkdir()
+    for path in model.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        AssertionError, match="ModelError: reference log-probs: not all are finite; the model's weights"
+    ):
+        run_on_ranks(score, 1, broken, tmp_path / "reference.parquet", 1, 1)
