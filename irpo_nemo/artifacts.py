@@ -1,7 +1,7 @@
 """Files of a run, written so that they are either whole or absent.
 
-Everything goes to a temporary name in the same folder, is fsynced, and renamed. A stage is done when its manifest exists
-and what the manifest recorded of its inputs still holds (`Manifest`). Nothing is ever unpickled.
+Everything goes to a temporary name in the same folder, is fsynced, and renamed. A stage is done when its manifest
+exists and what the manifest recorded of its inputs still holds (`Manifest`). Nothing is ever unpickled.
 """
 
 import dataclasses
@@ -9,9 +9,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,15 +40,27 @@ _ADVICE = {
 }
 
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
-def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk under `path` into an `ArtifactError` that says what to do; let other errors pass."""
+def explain_os_errors(path: Path, *, among: Container[int] = _ADVICE) -> Iterator[None]:
+    """Turn a full or read-only disk under `path` into an `ArtifactError` that says what to do; let others pass."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _ADVICE:
+    except Exception as error:
+        code = _error_number(error)
+        if code not in _ADVICE or code not in among:
             raise
-        raise ArtifactError(f"{path}: cannot be written: {_ADVICE[error.errno]}.") from error
+        raise ArtifactError(f"{path}: cannot be written: {_ADVICE[code]}.") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """The operating system's number for `error`; packages written in Rust (safetensors) have it in the text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

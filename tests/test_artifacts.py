@@ -7,6 +7,7 @@ import pytest
 from irpo_nemo.artifacts import (
     Manifest,
     digest_of,
+    explain_os_errors,
     hash_model_folder,
     hash_outputs,
     list_parts,
@@ -151,6 +152,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(ArtifactError, match=r"value\.json: cannot be written: the disk is full; free some space"):
         write_atomically(tmp_path / "value.json", write)
+
+
+def test_a_full_disk_is_known_by_the_text_of_rust_packages_too(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="the disk is full"), explain_os_errors(tmp_path):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="another"), explain_os_errors(tmp_path):
+        raise RuntimeError("another error (os error 5)")
 
 
 def test_a_file_in_the_place_of_the_run_folder_is_one_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from irpo_nemo.artifacts import (
+    FULL_DISK,
     TEMPORARY_SUFFIX,
     Manifest,
     explain_os_errors,
@@ -69,7 +70,8 @@ def run_stage(config: IRPOConfig, stage: str, iteration: int | None) -> None:
 
     started = time.perf_counter()
     run: Callable[[IRPOConfig, int | None], StageResult] = import_module(f"irpo_nemo.stages.{stage}").run
-    result = run(config, iteration)
+    with explain_os_errors(config.run_folder, among=FULL_DISK):
+        result = run(config, iteration)
     if is_rank_zero:
         manifest = Manifest(
             stage=stage,
