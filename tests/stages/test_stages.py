@@ -1,0 +1,160 @@
+"""The light stages on hand-made candidates, and what all stages share."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from irpo_nemo.artifacts import list_parts, part_path, read_json, read_manifest, read_parts, read_records, write_records
+from irpo_nemo.config import IRPOConfig, load_config
+from irpo_nemo.errors import ArtifactError, ConfigError
+from irpo_nemo.pipeline import find_step
+from irpo_nemo.records import Candidate, CandidateKind, GradedCandidate, PreferencePair
+from irpo_nemo.run_folder import RunFolder
+from irpo_nemo.stages.frame import run_stage
+from tests.test_pipeline import finish_until
+
+QUESTIONS = {"train-0": "4", "train-1": "5", "train-2": "6"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> IRPOConfig:
+    """A run on three problems of one's own whose iteration 0 waits for its candidates to be graded."""
+    model = tmp_path / "model"
+    model.mkdir()
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    (model / "config.json").write_text(json.dumps(sizes))
+    lines = [json.dumps({"question": f"Number {answer}?", "answer": answer}) for answer in QUESTIONS.values()]
+    (tmp_path / "problems.jsonl").write_text("\n".join(lines))
+    files = [f"task.{split}_path={tmp_path}/problems.jsonl" for split in ("train", "test")]
+    overrides = [f"run_root={tmp_path}", "task.name=jsonl", f"model.path={model}", "sft.enabled=false", *files]
+    loaded = load_config("quickstart", [*overrides, "evaluation.num_samples=0", "num_iterations=1"])
+    write_samples(loaded)
+    finish_until(loaded, "iteration 0 grade")
+    return loaded
+
+
+def write_samples(config: IRPOConfig) -> None:
+    """Two parts of training candidates, one of evaluation candidates. Problem 0 has both verdicts, 1 none correct."""
+    iteration = RunFolder(config.run_folder).iteration(0)
+    answers = {"train-0": ["4", "9", "4"], "train-1": ["1", "2", "what?"], "train-2": ["6", "6", "6"]}
+    rows = {
+        name: [make_candidate(name, index, answer) for index, answer in enumerate(texts)]
+        for name, texts in answers.items()
+    }
+    train, test = iteration.samples("train"), iteration.samples("test")
+    write_records(part_path(train, 0), rows["train-0"] + rows["train-1"], Candidate)
+    write_records(part_path(train, 1), rows["train-2"], Candidate)
+    greedy = [make_candidate(f"test-{n}", 0, answer, kind="greedy") for n, answer in enumerate(["4", "0", "6"])]
+    write_records(part_path(test, 0), greedy, Candidate)
+
+
+def make_candidate(problem_id: str, index: int, answer: str, *, kind: CandidateKind = "sample") -> Candidate:
+    text = answer if answer.endswith("?") else f"It is {answer}.\nFinal answer: {answer}"
+    return Candidate(
+        candidate_id=f"{problem_id}/{kind}/{index}",
+        problem_id=problem_id,
+        kind=kind,
+        index=index,
+        prompt_token_ids=[1, 2],
+        token_ids=[3, index, 4],
+        text=text,
+        finish_reason="stop",
+        model_hash="m",
+    )
+
+
+def test_grading_writes_a_part_for_each_part_and_the_evaluation(config: IRPOConfig) -> None:
+    run_stage(config, "grade", 0)
+    folder = RunFolder(config.run_folder).iteration(0)
+    assert [path.name for path in list_parts(folder.graded("train"))] == ["part-00000.parquet", "part-00001.parquet"]
+    grades = read_records(part_path(folder.graded("train"), 0), GradedCandidate)
+    assert [(grade.answer, grade.verdict) for grade in grades[:3]] == [
+        ("4", "correct"),
+        ("9", "wrong"),
+        ("4", "correct"),
+    ]
+    assert grades[5].verdict == "unparsable"
+    assert read_json(folder.evaluation)["accuracy"] == pytest.approx(2 / 3)
+    manifest = read_manifest(folder.manifest("grade"))
+    assert manifest is not None
+    assert manifest.counts["verdicts"] == {
+        "train": {"sample": {"correct": 5, "unparsable": 1, "wrong": 3}},
+        "test": {"greedy": {"correct": 2, "wrong": 1}},
+    }
+
+
+def test_pairs_come_from_problems_with_both_verdicts(config: IRPOConfig) -> None:
+    run_stage(config, "grade", 0)
+    run_stage(config, "pair", 0)
+    folder = RunFolder(config.run_folder).iteration(0)
+    pairs = read_records(folder.pairs, PreferencePair)
+    assert len(pairs) == config.pairing.num_pairs_per_problem
+    assert {pair.problem_id for pair in pairs} == {"train-0"}
+    assert [pair.chosen_id for pair in pairs[:3]] == ["train-0/sample/0", "train-0/sample/2", "train-0/sample/0"]
+    summary = read_json(folder.pairs_summary)
+    assert summary["num_problems_without_pairs"] == {"no_loser": 1, "no_winner": 1}
+
+
+def test_grading_goes_on_after_the_parts_that_are_there(config: IRPOConfig) -> None:
+    run_stage(config, "grade", 0)
+    step = find_step(config, "grade", 0)
+    before = read_manifest(step.manifest)
+    graded = RunFolder(config.run_folder).iteration(0).graded("train")
+    kept, lost = list_parts(graded)
+    written = kept.stat().st_mtime_ns
+    step.manifest.unlink()
+    lost.unlink()
+    (graded / ".part-00001.parquet.99.tmp").write_text("half a part")
+    run_stage(config, "grade", 0)
+    after = read_manifest(step.manifest)
+    assert before is not None
+    assert after is not None
+    assert after.outputs == before.outputs
+    assert kept.stat().st_mtime_ns == written
+    assert sorted(path.name for path in graded.iterdir()) == ["part-00000.parquet", "part-00001.parquet"]
+
+
+def test_leftovers_of_another_start_are_cleared(config: IRPOConfig) -> None:
+    step = find_step(config, "grade", 0)
+    graded = RunFolder(config.run_folder).iteration(0).graded("train")
+    grades = [
+        GradedCandidate(
+            candidate_id="old",
+            problem_id="old",
+            kind="sample",
+            index=0,
+            gold_answer="",
+            answer="",
+            verdict="wrong",
+            layer="",
+        )
+    ]
+    write_records(part_path(graded, 0), grades, GradedCandidate)
+    step.ticket.write_text(json.dumps({"settings": {"seed": 7}, "inputs": {}}))
+    run_stage(config, "grade", 0)
+    assert "old" not in {grade.candidate_id for grade in read_parts(graded, GradedCandidate)}
+
+
+def test_a_finished_stage_is_left_alone(config: IRPOConfig) -> None:
+    run_stage(config, "grade", 0)
+    written = find_step(config, "grade", 0).manifest.stat().st_mtime_ns
+    run_stage(config, "grade", 0)
+    assert find_step(config, "grade", 0).manifest.stat().st_mtime_ns == written
+
+
+def test_a_stage_out_of_turn_is_refused(config: IRPOConfig) -> None:
+    with pytest.raises(ArtifactError, match="iteration 0 train comes after iteration 0 pair, which is not done"):
+        run_stage(config, "train", 0)
+
+
+def test_a_stage_that_the_run_has_not_is_refused(config: IRPOConfig) -> None:
+    with pytest.raises(ConfigError, match="sft: this run has no such step"):
+        run_stage(config, "sft", None)
+
+
+def test_candidates_of_other_problems_are_refused(config: IRPOConfig) -> None:
+    foreign = RunFolder(config.run_folder).iteration(0).samples("train")
+    write_records(part_path(foreign, 2), [make_candidate("elsewhere", 0, "1")], Candidate)
+    with pytest.raises(ArtifactError, match=r"^elsewhere/sample/0: is no candidate of this task's problems\. Delete"):
+        run_stage(config, "grade", 0)
