@@ -12,6 +12,6 @@ ENV PIP_CONSTRAINT=""
 COPY pyproject.toml README.md LICENSE /opt/irpo-nemo/
 COPY conf /opt/irpo-nemo/conf
 COPY irpo_nemo /opt/irpo-nemo/irpo_nemo
-RUN pip freeze | grep -iE '^(torch|torchvision|triton|transformer[-_]engine.*|apex|flash[-_]attn|numpy)(==| @)' > /tmp/image.txt \
+RUN pip list --format=freeze | grep -iE '^(torch|torchvision|triton|transformer[-_]engine.*|apex|flash[-_]attn|numpy)==' > /tmp/image.txt \
     && pip install --no-cache-dir -c /tmp/image.txt "/opt/irpo-nemo[train,report]" "megatron-core==0.19.2"
 WORKDIR /workspace

@@ -71,7 +71,7 @@ def pair_losses(
 
 
 def nll_per_sequence(logprob_sums: Tensor, num_tokens: Tensor) -> Tensor:
-    """Average the negative log-likelihood over each completion's tokens: the NLL term above, and the loss of plain SFT.
+    """Average the negative log-likelihood over each completion's tokens: the NLL term above.
 
     Args:
         logprob_sums: Summed log-probs of the completions, [sequences].

@@ -1,8 +1,9 @@
 """`IRPOModel`: the policy as a NeMo model. A Megatron-core GPTModel inside, DPO + NLL or plain NLL outside.
 
-One Lightning batch is one global batch: this data-parallel rank's micro batches, which Megatron's schedule runs forward and backward with
-tensor and pipeline parallel. The loss function hands the schedule (sum over pairs, number of pairs), and Megatron divides by the pairs of
-the global batch after reducing gradients over all ranks; so the result is the exact mean whatever the layout.
+One Lightning batch is one global batch: this data-parallel rank's micro batches, which Megatron's schedule runs forward
+and backward with tensor and pipeline parallel. The loss function hands the schedule (sum over pairs, number of pairs),
+and Megatron divides by the pairs of the global batch after reducing gradients over all ranks; so the result is the
+exact mean whatever the layout. Plain supervised fine-tuning counts completion tokens instead of pairs, as is its custom.
 
 Shapes: as in `batches` and `loss`. The module works without a Trainer, for loading, log-probs and export.
 """
@@ -26,7 +27,7 @@ from irpo_nemo.training.families.shape import read_hf_config
 from irpo_nemo.training.families.weights import export_hf
 from irpo_nemo.training.gpt import build_gpt_model
 from irpo_nemo.training.logprobs import sum_completion_logprobs, vocab_parallel_logprobs
-from irpo_nemo.training.loss import nll_per_sequence, pair_losses
+from irpo_nemo.training.loss import pair_losses
 from irpo_nemo.training.parallel import initialize_parallel, reports_losses, training_device
 
 METRIC_NAMES = (
@@ -90,7 +91,6 @@ class IRPOModel(ModelPT):
     @classmethod
     def list_available_models(cls) -> None:
         """There are no pre-trained models to download."""
-        return None
 
     def setup_training_data(self, train_data_config: DictConfig) -> None:
         """Data comes from the session, through Trainer.fit."""
@@ -118,7 +118,7 @@ class IRPOModel(ModelPT):
         return batch
 
     def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:  # noqa: ARG002
-        """Take one optimizer step on this rank's micro batches of one global batch; the metrics end in `last_metrics`."""
+        """Take one optimizer step on one global batch; its metrics end in `last_metrics`."""
         self.last_metrics = self.forward_backward(batch)
         learning_rate = self.megatron_optimizer.param_groups[0]["lr"]
         _, grad_norm, _ = self.megatron_optimizer.step()
@@ -127,7 +127,7 @@ class IRPOModel(ModelPT):
         self.step += 1
 
     def forward_backward(self, batch: Sequence[MicroBatch]) -> dict[str, float]:
-        """Accumulate the gradient of the global batch's mean loss; return its metrics, means over its pairs, on every rank."""
+        """Accumulate the gradient of the global batch's mean loss; return its metrics on every rank."""
         for chunk in self._wrapped:
             chunk.zero_grad_buffer()
         self.megatron_optimizer.zero_grad()
@@ -139,13 +139,13 @@ class IRPOModel(ModelPT):
         """Score completions without gradients.
 
         Returns:
-            Summed log-probs of each micro batch's rows, [sequences] fp32 each, where `reports_losses`; None on other ranks.
+            Summed log-probs of each micro batch's rows, [sequences] fp32, where `reports_losses`; None on other ranks.
         """
         outputs = self._run_schedule(list(self.chunks), batch, _scores_of_rows, forward_only=True)
         return [output["logprobs"] for output in outputs] if reports_losses() else None
 
     def export(self, folder: Path) -> None:
-        """Write the weights as a Hugging Face folder, with the tokenizer of the one they came from. Every rank calls this."""
+        """Write a Hugging Face folder with the tokenizer of the one the weights came from. Every rank calls this."""
         export_hf(list(self.chunks), source_folder=Path(self.options.hf_folder), target_folder=folder)
 
     def _run_schedule(
@@ -171,14 +171,22 @@ class IRPOModel(ModelPT):
     def _loss_of_rows(
         self, batch: MicroBatch, sums: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Megatron's loss contract: (sum over pairs, number of pairs, sums of metrics)."""
-        metrics, loss = (self._pair_metrics if batch.has_rejected else self._demonstration_metrics)(batch, sums, counts)
+        """Megatron's loss contract: (sum over units, number of units, sums of metrics).
+
+        Units are what the global batch's mean is over: pairs, or the completion tokens of demonstrations.
+        """
+        if batch.has_rejected:
+            metrics, loss = self._pair_metrics(batch, sums, counts)
+            units = batch.weights
+        else:
+            metrics, loss = _demonstration_metrics(sums, counts)
+            units = batch.weights * counts
         weighted = (metrics * batch.weights).sum(dim=1)
-        num_examples = batch.weights.sum()
+        totals = torch.stack([units.sum(), batch.weights.sum()])
         return (
             (loss * batch.weights).sum(),
-            num_examples.to(torch.int),
-            {"sums": torch.cat([weighted, num_examples[None]]).detach().double()},
+            totals[0].to(torch.int),
+            {"sums": torch.cat([weighted, totals]).detach().double()},
         )
 
     def _pair_metrics(self, batch: MicroBatch, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,13 +221,6 @@ class IRPOModel(ModelPT):
         )
         return torch.stack([row.detach() for row in rows]), losses.total
 
-    def _demonstration_metrics(self, batch: MicroBatch, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """[len(METRIC_NAMES), demonstrations] and the loss, [demonstrations]."""
-        nll = nll_per_sequence(sums, counts)
-        values = {"loss/total": nll, "loss/nll": nll, "logprob/chosen": sums, "tokens/chosen": counts.float()}
-        zero = torch.zeros_like(nll)
-        return torch.stack([values.get(name, zero).detach() for name in METRIC_NAMES]), nll
-
 
 def cfg_values(cfg: DictConfig) -> DictConfig:
     """`cfg` without the keys that NeMo adds to it."""
@@ -250,13 +251,27 @@ def _scores_of_rows(batch: MicroBatch, sums: Tensor, counts: Tensor) -> tuple[Te
     return sums.sum(), torch.ones((), dtype=torch.int, device=sums.device), {"logprobs": sums.clone()}
 
 
+def _demonstration_metrics(sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """[len(METRIC_NAMES), demonstrations] and the loss summed over tokens, [demonstrations]."""
+    nll = -sums
+    values = {"loss/total": nll, "loss/nll": nll, "logprob/chosen": sums, "tokens/chosen": counts.float()}
+    zero = torch.zeros_like(nll)
+    return torch.stack([values.get(name, zero).detach() for name in METRIC_NAMES]), nll
+
+
 def _reduce_metrics(outputs: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean of every metric over the pairs of the global batch; all-reduces once over all ranks."""
-    total = torch.zeros(len(METRIC_NAMES) + 1, dtype=torch.float64, device=training_device())
+    """Mean of every metric over the global batch: losses over its units, the rest over its examples.
+
+    All-reduces once over all ranks.
+    """
+    total = torch.zeros(len(METRIC_NAMES) + 2, dtype=torch.float64, device=training_device())
     if reports_losses():
         total += torch.stack([output["sums"] for output in outputs]).sum(dim=0)
     dist.all_reduce(total)
-    *sums, num_examples = total.tolist()
-    metrics = {name: value / num_examples for name, value in zip(METRIC_NAMES, sums, strict=True)}
+    *sums, num_units, num_examples = total.tolist()
+    metrics = {
+        name: value / (num_units if name.startswith("loss/") else num_examples)
+        for name, value in zip(METRIC_NAMES, sums, strict=True)
+    }
     metrics["num_pairs"] = num_examples
     return metrics
