@@ -1,8 +1,9 @@
-"""The sizes of a model that decide whether a parallel layout can hold it. Read from the configuration or from
-config.json; no torch.
+"""The shape of a decoder-only model, and whether a parallel layout can hold it. No torch, no megatron.
 
-Megatron-core splits attention heads, key-value heads and feed-forward columns over tensor-parallel ranks, and
-layers evenly over pipeline-parallel ranks, so each must divide.
+Read from Hugging Face's config.json, or from the configuration when the model is still to be made. Megatron-core splits
+attention heads, key-value heads and feed-forward columns over tensor-parallel ranks, and layers evenly over
+pipeline-parallel ranks, so each must divide. Keys are read as transformers 4 and 5 spell them; the defaults of keys
+that are left out are transformers' own.
 """
 
 import json
@@ -12,96 +13,194 @@ from pathlib import Path
 from typing import Any
 
 from irpo_nemo.config import IRPOConfig, ModelConfig, ParallelConfig
+from irpo_nemo.errors import ConfigError, ModelError
 
-_SIZES = {
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "ffn_hidden_size": "intermediate_size",
-}
+MODEL_TYPES = ("llama",)
+"""model_type of config.json that can be trained; `irpo_nemo.training.families` has a module of each name."""
+
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+_VOCABULARY_MULTIPLE = 8
+"""Rows per tensor-parallel rank come in multiples of this, which tensor cores ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """What a Llama-like decoder is made of."""
+class ModelSizes:
+    """What decides whether a parallel layout fits."""
 
     hidden_size: int
     num_layers: int
     num_attention_heads: int
     num_key_value_heads: int
     ffn_hidden_size: int
-    source: str
-    """Where the numbers stand, for messages: `model`, or the path of a config.json."""
 
 
-def find_model_mistakes(config: IRPOConfig) -> Iterator[str]:
-    """Yield what is wrong with the model folder, or with splitting the model as `parallel` asks."""
-    if config.model.path is None:
-        shape: ModelShape | None = _shape_of_random_model(config.model)
-    else:
-        shape, mistakes = _read_shape(Path(config.model.path))
-        yield from mistakes
-    if shape is not None:
-        yield from _find_shape_mistakes(shape)
-        yield from _find_layout_mistakes(shape, config.parallel)
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(ModelSizes):
+    """All that config.json tells about a decoder-only model."""
+
+    head_dim: int
+    vocab_size: int
+    """Tokens that exist, before padding."""
+    max_position_embeddings: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None
+    """None for plain RoPE; else what transformers calls rope_scaling, with rope_type."""
+    dtype: str
+    """Of the stored weights, torch's name: float32, bfloat16 or float16."""
+
+    @classmethod
+    def from_hf_config(cls, hf_config: dict[str, Any]) -> "ModelShape":
+        """Read the shape from a config.json that `read_hf_config` has checked."""
+        rope_theta, rope_scaling = _read_rope(hf_config)
+        sizes = _read_sizes(hf_config)
+        return cls(
+            **vars(sizes),
+            head_dim=hf_config.get("head_dim") or sizes.hidden_size // sizes.num_attention_heads,
+            vocab_size=hf_config["vocab_size"],
+            max_position_embeddings=hf_config.get("max_position_embeddings", 2048),
+            rms_norm_eps=hf_config.get("rms_norm_eps", 1e-6),
+            tie_word_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            dtype=str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32").removeprefix("torch."),
+        )
 
 
-def _shape_of_random_model(model: ModelConfig) -> ModelShape:
-    return ModelShape(
-        hidden_size=model.hidden_size,
-        num_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        ffn_hidden_size=model.ffn_hidden_size,
-        source="model",
+def _read_sizes(hf_config: dict[str, Any]) -> ModelSizes:
+    return ModelSizes(
+        hidden_size=hf_config["hidden_size"],
+        num_layers=hf_config["num_hidden_layers"],
+        num_attention_heads=hf_config["num_attention_heads"],
+        num_key_value_heads=hf_config.get("num_key_value_heads") or hf_config["num_attention_heads"],
+        ffn_hidden_size=hf_config["intermediate_size"],
     )
 
 
-def _read_shape(folder: Path) -> tuple[ModelShape | None, list[str]]:
-    """The shape that `folder`/config.json gives, or the reasons why it gives none."""
+def _read_rope(hf_config: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
+    """Read theta and scaling.
+
+    transformers 5 has one `rope_parameters`; transformers 4 has `rope_theta` beside `rope_scaling`, whose rope_type was
+    once spelled type.
+    """
+    parameters = dict(hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {})
+    theta = parameters.pop("rope_theta", None) or hf_config.get("rope_theta") or 10000.0
+    parameters["rope_type"] = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
+    return float(theta), None if parameters["rope_type"] == "default" else parameters
+
+
+def read_hf_config(folder: Path | str) -> dict[str, Any]:
+    """Read config.json of a Hugging Face folder that is to be trained.
+
+    Raises:
+        ModelError: With every mistake, one a line: no folder, no file, not JSON, a size missing, another model_type.
+    """
+    hf_config = _read_json(Path(folder))
+    mistakes = list(_find_hf_mistakes(hf_config, Path(folder) / "config.json", needed=(*_SIZES, "vocab_size")))
+    if "model_type" not in hf_config:
+        mistakes.append(f"{folder}/config.json gives no model_type; known are {', '.join(MODEL_TYPES)}")
+    if mistakes:
+        raise ModelError("\n".join(mistakes))
+    return hf_config
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not folder.is_dir():
-        return None, [f"model.path: {folder} is not a folder; name a Hugging Face folder on this machine"]
+        raise ModelError(f"{folder} is not a folder; name a Hugging Face folder on this machine")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None, [f"model.path: {folder} has no config.json; name a Hugging Face folder"]
+        raise ModelError(f"{folder} has no config.json; name a Hugging Face folder") from None
     except (OSError, ValueError) as error:
-        return None, [f"model.path: {path} cannot be read ({error}); download the model again"]
-    if not isinstance(values, dict):
-        return None, [f"model.path: {path} is not a JSON object; download the model again"]
-    wrong = [name for name in _SIZES.values() if not _is_size(values.get(name))]
-    if wrong:
-        return None, [f"model.path: {path} gives no number for {name}; is it a decoder-only model?" for name in wrong]
-    sizes: dict[str, int] = {ours: values[theirs] for ours, theirs in _SIZES.items()}
-    num_groups = values.get("num_key_value_heads") or sizes["num_attention_heads"]
-    return ModelShape(**sizes, num_key_value_heads=num_groups, source=str(path)), []
+        raise ModelError(f"{path} cannot be read ({error}); download the model again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object; download the model again")
+    return value
+
+
+def _find_hf_mistakes(hf_config: dict[str, Any], path: Path, *, needed: tuple[str, ...]) -> Iterator[str]:
+    for name in needed:
+        if not _is_size(hf_config.get(name)):
+            yield f"{path} gives no number for {name}; is it a decoder-only model?"
+    model_type = hf_config.get("model_type")
+    if model_type is not None and model_type not in MODEL_TYPES:
+        yield f"{path}: model_type is {model_type!r}, which cannot be trained; known are {', '.join(MODEL_TYPES)}"
 
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _find_shape_mistakes(shape: ModelShape) -> Iterator[str]:
-    heads, groups = shape.num_attention_heads, shape.num_key_value_heads
-    if shape.source == "model" and shape.hidden_size % (2 * heads):
-        yield (
-            f"model.hidden_size: is {shape.hidden_size}, but must be a multiple of "
-            f"2 x num_attention_heads = {2 * heads}"
-        )
+def find_model_mistakes(config: IRPOConfig) -> Iterator[str]:
+    """Yield what is wrong with the model folder, or with splitting the model as `parallel` asks."""
+    if config.model.path is None:
+        yield from _find_random_model_mistakes(config.model)
+        yield from find_layout_mistakes(_sizes_of_random_model(config.model), config.parallel, source="model")
+        return
+    path = Path(config.model.path) / "config.json"
+    try:
+        hf_config = _read_json(path.parent)
+    except ModelError as error:
+        yield f"model.path: {error}"
+        return
+    if mistakes := list(_find_hf_mistakes(hf_config, path, needed=_SIZES)):
+        yield from (f"model.path: {mistake}" for mistake in mistakes)
+        return
+    yield from find_layout_mistakes(_read_sizes(hf_config), config.parallel, source=str(path))
+
+
+def _sizes_of_random_model(model: ModelConfig) -> ModelSizes:
+    return ModelSizes(
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        ffn_hidden_size=model.ffn_hidden_size,
+    )
+
+
+def _find_random_model_mistakes(model: ModelConfig) -> Iterator[str]:
+    size, multiple = model.hidden_size, 2 * model.num_attention_heads
+    if size % multiple:
+        yield f"model.hidden_size: is {size}, but must be a multiple of 2 x num_attention_heads = {multiple}"
+
+
+def find_layout_mistakes(sizes: ModelSizes, parallel: ParallelConfig, *, source: str) -> Iterator[str]:
+    """Yield what keeps a model from being split so.
+
+    Args:
+        sizes: The model's.
+        parallel: The layout.
+        source: Where the sizes stand, for messages: `model`, or the path of a config.json.
+    """
+    heads, groups = sizes.num_attention_heads, sizes.num_key_value_heads
     if heads % groups:
-        yield f"{shape.source}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {groups}"
-
-
-def _find_layout_mistakes(shape: ModelShape, parallel: ParallelConfig) -> Iterator[str]:
+        yield f"{source}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {groups}"
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     splits = [
         ("tensor_model_parallel_size", tensor, ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size")),
         ("pipeline_model_parallel_size", pipeline, ("num_layers",)),
     ]
-    for key, ways, sizes in splits:
-        for size in sizes:
-            if getattr(shape, size) % ways:
-                yield (
-                    f"parallel.{key}: is {ways}, but must divide {size} = {getattr(shape, size)} (from {shape.source})"
-                )
+    for key, ways, names in splits:
+        for name in names:
+            if getattr(sizes, name) % ways:
+                yield f"parallel.{key}: is {ways}, but must divide {name} = {getattr(sizes, name)} (from {source})"
+
+
+def check_layout(sizes: ModelSizes, parallel: ParallelConfig, *, source: str) -> None:
+    """Refuse a layout that the model cannot be split into.
+
+    Raises:
+        ConfigError: With every mistake, one a line.
+    """
+    if mistakes := list(find_layout_mistakes(sizes, parallel, source=source)):
+        raise ConfigError("\n".join(mistakes))
+
+
+def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
+    """Rows of the embedding once every tensor-parallel rank has equally many, a multiple of 8."""
+    multiple = _VOCABULARY_MULTIPLE * tp_size
+    return -(-vocab_size // multiple) * multiple

@@ -17,9 +17,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from irpo_nemo.config import ParallelConfig
+from irpo_nemo.model_shape import ModelShape, check_layout, padded_vocab_size, read_hf_config
 from irpo_nemo.training.attention import CausalAttention, RMSNorm
-from irpo_nemo.training.families import find_family
-from irpo_nemo.training.families.shape import ModelShape, check_layout, padded_vocab_size, read_hf_config
+from irpo_nemo.training.families import Family, find_family
 from irpo_nemo.training.families.weights import load_hf_weights
 
 
@@ -54,14 +54,17 @@ def build_gpt_model(
         ConfigError: The layout does not fit the model.
     """
     hf_config = read_hf_config(hf_folder)
+    family = find_family(hf_config, Path(hf_folder))
+    shape = ModelShape.from_hf_config(hf_config)
+    check_layout(shape, parallel, source=f"{hf_folder}/config.json")
     config = transformer_config(
+        family,
         hf_config,
         parallel=parallel,
         bf16=bf16,
         sequence_parallel=sequence_parallel,
         recompute_activations=recompute_activations,
     )
-    shape = ModelShape.from_hf_config(hf_config)
     model = GPTModel(
         config=config,
         transformer_layer_spec=_block_spec(config),
@@ -70,7 +73,7 @@ def build_gpt_model(
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         parallel_output=True,
-        **find_family(hf_config).gpt_options(hf_config),
+        **family.gpt_options(hf_config),
     )
     if load_weights:
         load_hf_weights([model], hf_folder)
@@ -78,6 +81,7 @@ def build_gpt_model(
 
 
 def transformer_config(
+    family: Family,
     hf_config: dict[str, Any],
     *,
     parallel: ParallelConfig,
@@ -85,14 +89,7 @@ def transformer_config(
     sequence_parallel: bool = False,
     recompute_activations: bool = False,
 ) -> TransformerConfig:
-    """Translate config.json and the layout into Megatron's configuration.
-
-    Raises:
-        ModelError: The model is not supported.
-        ConfigError: The layout does not fit the model.
-    """
-    family = find_family(hf_config)
-    check_layout(hf_config, parallel)
+    """Translate config.json and the layout into Megatron's configuration."""
     options = {
         **family.transformer_options(hf_config),
         **_parallel_options(parallel, bf16, sequence_parallel),

@@ -3,7 +3,7 @@
 One Lightning batch is one global batch: this data-parallel rank's micro batches, which Megatron's schedule runs forward
 and backward with tensor and pipeline parallel. The loss function hands the schedule (sum over pairs, number of pairs),
 and Megatron divides by the pairs of the global batch after reducing gradients over all ranks; so the result is the
-exact mean whatever the layout. Plain supervised fine-tuning counts completion tokens instead of pairs, as is its custom.
+exact mean whatever the layout. Plain supervised fine-tuning counts completion tokens instead of pairs, as is custom.
 
 Shapes: as in `batches` and `loss`. The module works without a Trainer, for loading, log-probs and export.
 """
@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from irpo_nemo.config import LossConfig, ParallelConfig, TrainingConfig
+from irpo_nemo.model_shape import read_hf_config
 from irpo_nemo.training.batches import MicroBatch
-from irpo_nemo.training.families.shape import read_hf_config
 from irpo_nemo.training.families.weights import export_hf
 from irpo_nemo.training.gpt import build_gpt_model
 from irpo_nemo.training.logprobs import sum_completion_logprobs, vocab_parallel_logprobs

@@ -10,11 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from irpo_nemo.config import ParallelConfig
+from irpo_nemo.config import IRPOConfig, ModelConfig, ParallelConfig
 from irpo_nemo.errors import ArtifactError, ConfigError, ModelError
+from irpo_nemo.model_shape import (
+    MODEL_TYPES,
+    ModelShape,
+    check_layout,
+    find_model_mistakes,
+    padded_vocab_size,
+    read_hf_config,
+)
 from irpo_nemo.training.families import Piece, find_family, llama
 from irpo_nemo.training.families.hf_folder import HFFolderWriter, HFWeights
-from irpo_nemo.training.families.shape import ModelShape, check_layout, padded_vocab_size, read_hf_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -60,38 +67,67 @@ def test_sizes_left_out_follow_from_the_others() -> None:
     assert (shape.num_key_value_heads, shape.head_dim) == (8, 4)
 
 
-def test_a_config_without_sizes_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"config\.json: lacks hidden_size, vocab_size;"):
-        ModelShape.from_hf_config({key: LLAMA[key] for key in LLAMA if key not in ("hidden_size", "vocab_size")})
+def write_config(folder: Path, config: dict[str, Any]) -> Path:
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_config_without_sizes_is_refused_with_every_mistake(tmp_path: Path) -> None:
+    left_out = ("hidden_size", "vocab_size", "model_type")
+    write_config(tmp_path, {key: value for key, value in LLAMA.items() if key not in left_out})
+    with pytest.raises(ModelError) as caught:
+        read_hf_config(tmp_path)
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}/config.json gives no number for hidden_size; is it a decoder-only model?",
+        f"{tmp_path}/config.json gives no number for vocab_size; is it a decoder-only model?",
+        f"{tmp_path}/config.json gives no model_type; known are llama",
+    ]
+
+
+def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path, LLAMA | {"model_type": "mamba"})
+    with pytest.raises(ModelError) as caught:
+        read_hf_config(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/config.json: model_type is 'mamba', which cannot be trained; known are llama"
+    )
+
+
+def test_an_unknown_model_type_is_found_before_a_run_starts(tmp_path: Path) -> None:
+    config = IRPOConfig(model=ModelConfig(path=str(write_config(tmp_path, LLAMA | {"model_type": "mamba"}))))
+    assert list(find_model_mistakes(config)) == [
+        f"model.path: {tmp_path}/config.json: model_type is 'mamba', which cannot be trained; known are llama"
+    ]
+
+
+def test_every_model_type_has_its_module(tmp_path: Path) -> None:
+    for model_type in MODEL_TYPES:
+        find_family(LLAMA | {"model_type": model_type}, tmp_path)
 
 
 def test_a_layout_that_does_not_fit_is_refused_with_every_mistake() -> None:
     parallel = ParallelConfig(tensor_model_parallel_size=8, pipeline_model_parallel_size=3)
     with pytest.raises(ConfigError) as caught:
-        check_layout(LLAMA, parallel)
+        check_layout(ModelShape.from_hf_config(LLAMA), parallel, source="m/config.json")
     assert str(caught.value).splitlines() == [
-        "parallel.tensor_model_parallel_size: is 8, but the model's num_key_value_heads=4 must be a multiple of it",
-        "parallel.pipeline_model_parallel_size: is 3, but the model's num_hidden_layers=4 must be a multiple of it",
+        "parallel.tensor_model_parallel_size: is 8, but must divide num_key_value_heads = 4 (from m/config.json)",
+        "parallel.pipeline_model_parallel_size: is 3, but must divide num_layers = 4 (from m/config.json)",
     ]
 
 
 def test_a_layout_that_fits_passes() -> None:
-    check_layout(LLAMA, ParallelConfig(tensor_model_parallel_size=4, pipeline_model_parallel_size=2))
+    parallel = ParallelConfig(tensor_model_parallel_size=4, pipeline_model_parallel_size=2)
+    check_layout(ModelShape.from_hf_config(LLAMA), parallel, source="m/config.json")
 
 
-def test_layouts_are_checked_without_torch() -> None:
-    code = "import sys, irpo_nemo.training.families.shape; assert not {'torch', 'megatron'} & set(sys.modules)"
+def test_shapes_are_read_without_torch() -> None:
+    code = "import sys, irpo_nemo.model_shape; assert not {'torch', 'megatron'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_vocabulary_is_padded_to_a_multiple_of_8_on_each_rank() -> None:
     assert [padded_vocab_size(45, tp_size) for tp_size in (1, 2, 4)] == [48, 48, 64]
     assert padded_vocab_size(32000, 8) == 32000
-
-
-def test_an_unknown_model_type_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"model_type is 'mamba', which is not supported\. Known: llama"):
-        find_family(LLAMA | {"model_type": "mamba"})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +143,8 @@ def test_an_unknown_model_type_is_refused() -> None:
 )
 def test_an_option_that_is_not_built_is_refused(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError) as caught:
-        find_family(LLAMA | option)
+        find_family(LLAMA | option, Path("m"))
+    assert str(caught.value).startswith("m/config.json: ")
     assert message in str(caught.value)
 
 
@@ -196,7 +233,7 @@ def test_slices_are_read_along_rows_and_columns(folder: Path) -> None:
 
 
 def test_a_missing_config_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"config\.json: no such file\. Give a Hugging Face model folder"):
+    with pytest.raises(ModelError, match=r"has no config\.json; name a Hugging Face folder"):
         read_hf_config(tmp_path)
 
 

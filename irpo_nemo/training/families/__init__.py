@@ -1,19 +1,16 @@
 """Model families: how a Hugging Face folder becomes a Megatron `GPTModel`, and back.
 
-A new family is one module with the functions of `Family`, and one line in `FAMILIES`. This module imports none of them
-until asked.
+A new family is one module here, named as config.json's model_type, with the functions of `Family`, and one entry in
+`irpo_nemo.model_shape.MODEL_TYPES`. This module imports none of them until asked.
 """
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from irpo_nemo.errors import ModelError
-
-FAMILIES = {
-    "llama": "irpo_nemo.training.families.llama",
-}
-"""config.json's model_type -> the module that knows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +26,8 @@ class Piece:
 class Family(Protocol):
     """What the module of a family provides."""
 
-    def check_support(self, hf_config: dict[str, Any]) -> None:
-        """Raise ModelError when config.json asks for something this family's module does not build."""
+    def find_unsupported(self, hf_config: dict[str, Any]) -> Iterator[str]:
+        """Yield what config.json asks for and this family's module does not build."""
         ...
 
     def transformer_options(self, hf_config: dict[str, Any]) -> dict[str, Any]:
@@ -54,17 +51,17 @@ class Family(Protocol):
         ...
 
 
-def find_family(hf_config: dict[str, Any]) -> Family:
-    """Find the module that knows this model, and let it check the options of config.json.
+def find_family(hf_config: dict[str, Any], folder: Path) -> Family:
+    """Find the module that knows the model of `folder`, and let it check the options of config.json.
+
+    Args:
+        hf_config: What `read_hf_config` read.
+        folder: Where from, for messages.
 
     Raises:
-        ModelError: The model_type is unknown, or an option is not supported.
+        ModelError: With every option that is not supported, one a line.
     """
-    model_type = hf_config.get("model_type")
-    if model_type not in FAMILIES:
-        raise ModelError(
-            f"config.json: model_type is {model_type!r}, which is not supported. Known: {', '.join(sorted(FAMILIES))}."
-        )
-    family: Any = importlib.import_module(FAMILIES[model_type])
-    family.check_support(hf_config)
-    return family
+    family: Any = importlib.import_module(f"{__name__}.{hf_config['model_type']}")
+    if problems := list(family.find_unsupported(hf_config)):
+        raise ModelError("\n".join(f"{folder}/config.json: {problem}" for problem in problems))
+    return family  # type: ignore[no-any-return]

@@ -6,13 +6,14 @@ transformers' LlamaForCausalLM.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
 
 from irpo_nemo.errors import ModelError
+from irpo_nemo.model_shape import ModelShape, padded_vocab_size
 from irpo_nemo.training.families import Piece
-from irpo_nemo.training.families.shape import ModelShape, padded_vocab_size
 
 _MEGATRON_LLAMA3_SCALING = {
     "low_freq_factor": 1.0,
@@ -22,30 +23,23 @@ _MEGATRON_LLAMA3_SCALING = {
 """What Megatron-core 0.16 to 0.19 builds in; only `factor` can be chosen."""
 
 
-def check_support(hf_config: dict[str, Any]) -> None:
-    """Refuse options that this module does not build.
-
-    Raises:
-        ModelError: Naming the option, its value and the wanted one.
-    """
+def find_unsupported(hf_config: dict[str, Any]) -> Iterator[str]:
+    """Yield each option that this module does not build: its name, its value and the wanted one."""
     wanted = {"attention_bias": (False,), "mlp_bias": (False,), "hidden_act": ("silu",), "quantization_config": ()}
     for key, values in wanted.items():
         found = hf_config.get(key)
         if found is not None and found not in values:
             wanted_text = f"{key}={values[0]!r}" if values else f"no {key}"
-            raise ModelError(f"config.json: {key} is {found!r}, which is not supported; {wanted_text} is wanted.")
-    _check_rope_scaling(ModelShape.from_hf_config(hf_config).rope_scaling)
+            yield f"{key} is {found!r}, which is not supported; {wanted_text} is wanted"
+    scaling = ModelShape.from_hf_config(hf_config).rope_scaling
+    if scaling is not None and not _builds_rope_scaling(scaling):
+        wanted_scaling = {"rope_type": "llama3", **_MEGATRON_LLAMA3_SCALING}
+        yield f"rope scaling is {scaling}, which is not supported; none, or {wanted_scaling} with a factor, is wanted"
 
 
-def _check_rope_scaling(scaling: dict[str, Any] | None) -> None:
-    if scaling is None:
-        return
+def _builds_rope_scaling(scaling: dict[str, Any]) -> bool:
     wanted = {"rope_type": "llama3", **_MEGATRON_LLAMA3_SCALING}
-    found = {key: scaling.get(key) for key in wanted}
-    if found != wanted or "factor" not in scaling:
-        raise ModelError(
-            f"config.json: rope scaling is {scaling}, which is not supported; none, or {wanted} with a factor."
-        )
+    return "factor" in scaling and all(scaling.get(key) == value for key, value in wanted.items())
 
 
 def transformer_options(hf_config: dict[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from irpo_nemo.errors import ModelError
+from irpo_nemo.model_shape import ModelShape, read_hf_config
 from irpo_nemo.training.families import Family, Piece, find_family
 from irpo_nemo.training.families.hf_folder import HFFolderWriter, HFWeights, refuse_existing
-from irpo_nemo.training.families.shape import ModelShape, read_hf_config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,7 +37,7 @@ def load_hf_weights(model_chunks: Sequence[torch.nn.Module], folder: Path | str)
         ModelError: A file or tensor is missing or damaged, or a shape differs from config.json's or from the model's.
     """
     hf_config = read_hf_config(folder)
-    source = _Mapping(hf_config)
+    source = _Mapping(hf_config, Path(folder))
     weights = HFWeights(folder, source.family.hf_tensors(hf_config))
     for name, parameter in _named_parameters(model_chunks):
         _fill(parameter, [weights.read(piece) for piece in source.pieces(name)], name, folder)
@@ -81,7 +81,7 @@ def export_hf(
         ModelError: The source's config.json cannot be used.
     """
     hf_config = read_hf_config(source_folder)
-    mapping = _Mapping(hf_config)
+    mapping = _Mapping(hf_config, Path(source_folder))
     refuse_existing(Path(target_folder))
     dist.barrier()
     if parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
@@ -108,15 +108,17 @@ class _Layer:
 class _Mapping:
     """The family's description of one model, for this rank's place in the layout."""
 
-    def __init__(self, hf_config: dict[str, Any]) -> None:
+    def __init__(self, hf_config: dict[str, Any], folder: Path) -> None:
         self.hf_config = hf_config
-        self.family: Family = find_family(hf_config)
+        self.family: Family = find_family(hf_config, folder)
         self.tensors = self.family.hf_tensors(hf_config)
         self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
         self.tp_size = parallel_state.get_tensor_model_parallel_world_size()
         dtype = ModelShape.from_hf_config(hf_config).dtype
         if dtype not in _DTYPES:
-            raise ModelError(f"config.json: dtype is {dtype!r}, which is not supported. Known: {', '.join(_DTYPES)}.")
+            raise ModelError(
+                f"{folder}/config.json: dtype is {dtype!r}, which is not supported; known are {', '.join(_DTYPES)}"
+            )
         self.dtype = _DTYPES[dtype]
 
     def pieces(self, name: str, tp_rank: int | None = None) -> list[Piece]:
