@@ -16,9 +16,7 @@ def plot_accuracy(iterations: Sequence[dict[str, Any]]) -> str:
     figure, axes = _new_figure("iteration t of M_t", "accuracy, %")
     steps = [entry["iteration"] for entry in iterations]
     greedy = [100 * entry["accuracy"] for entry in iterations]
-    below = [100 * (entry["accuracy"] - entry["accuracy_ci95"][0]) for entry in iterations]
-    above = [100 * (entry["accuracy_ci95"][1] - entry["accuracy"]) for entry in iterations]
-    axes.errorbar(steps, greedy, yerr=[below, above], marker="o", capsize=4, label="greedy, 95% interval")
+    axes.errorbar(steps, greedy, yerr=_error_bars(iterations), marker="o", capsize=4, label="greedy, 95% interval")
     if all(entry["majority_vote"] for entry in iterations):
         votes = [100 * entry["majority_vote"]["accuracy"] for entry in iterations]
         axes.plot(steps, votes, marker="s", label=f"majority of {iterations[0]['majority_vote']['k']}")
@@ -30,6 +28,13 @@ def plot_accuracy(iterations: Sequence[dict[str, Any]]) -> str:
     axes.set_ylim(0, 100)
     axes.legend(fontsize="small")
     return _as_svg(figure)
+
+
+def _error_bars(iterations: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """What lies below and above each accuracy, in percent; at 0 and 1 rounding may put a bound on the wrong side."""
+    below = [max(0.0, 100 * (entry["accuracy"] - entry["accuracy_ci95"][0])) for entry in iterations]
+    above = [max(0.0, 100 * (entry["accuracy_ci95"][1] - entry["accuracy"])) for entry in iterations]
+    return [below, above]
 
 
 def plot_curves(metrics: Sequence[dict[str, Any]], names: Sequence[str], *, ylabel: str) -> str:

@@ -130,6 +130,13 @@ def test_the_table_shows_every_model(run: RunFolder, capsys: pytest.CaptureFixtu
     assert "M_1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("num_correct", [0, 10])
+def test_accuracies_of_0_and_1_are_plotted(run: RunFolder, num_correct: int) -> None:
+    _, grades = make_test_grades(num_correct)
+    write_json(run.iteration(1).evaluation, evaluate(grades).to_json())
+    write_report(run)
+
+
 class _Page(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
