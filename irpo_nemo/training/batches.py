@@ -1,8 +1,9 @@
 """From pairs and demonstrations to micro batches of padded tokens, the same on every rank of a model replica.
 
-Which examples form a global batch depends on the seed and the step alone, never on the layout; so a step number is all that a resumed run
-needs. Within a global batch, examples are sorted by length and dealt to the data-parallel ranks; the loss is a mean over the batch, so
-order inside it does not matter. An incomplete last batch is filled with examples of weight 0.
+Which examples form a global batch depends on the seed and the step alone, never on the layout; so a step number is all
+that a resumed run needs. Within a global batch, examples are sorted by length and dealt to the data-parallel ranks; the
+loss is a mean over the batch, so order inside it does not matter. An incomplete last batch is filled with examples of
+weight 0.
 
 Shapes: sequences = rows of a micro batch: its chosen completions, then, for pairs, its rejected ones in the same order.
 """
@@ -55,7 +56,7 @@ class MicroBatch:
     tokens: Tensor
     """[sequences, seq] int64: prompt, completion, padding of 0."""
     completion_mask: Tensor
-    """[sequences, seq] bool: position i is True when token i + 1 belongs to the completion, so that its logits predict it."""
+    """[sequences, seq] bool: True at position i when token i + 1, which its logits predict, is of the completion."""
     reference_logprobs: Tensor
     """[sequences] fp32, summed over the completion."""
     weights: Tensor
@@ -77,12 +78,13 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Move every tensor to `device`."""
-        moved = {
-            item.name: value.to(device, non_blocking=True)
-            for item in dataclasses.fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens.to(device, non_blocking=True),
+            completion_mask=self.completion_mask.to(device, non_blocking=True),
+            reference_logprobs=self.reference_logprobs.to(device, non_blocking=True),
+            weights=self.weights.to(device, non_blocking=True),
+        )
 
 
 def examples_of_pairs(pairs: Sequence[PreferencePair], references: Sequence[ReferenceLogprob]) -> list[Example]:

@@ -1,8 +1,9 @@
 """Distributed checkpoints of a training run: weights, optimizer, schedule, random state, and the step.
 
-The data position is the step itself (`batches.GlobalBatches`). A checkpoint is written under a temporary name and renamed when every rank
-has finished, so a folder `step_<n>` is always whole. Format: Megatron's torch_dist, plus our `checkpoint.json`, since Megatron-core 0.19
-reads what 0.16 wrote but not the other way round.
+The data position is the step itself (`batches.GlobalBatches`). A checkpoint is written under a temporary name and
+renamed when every rank has finished, so a folder `step_<n>` is whole. The format is Megatron's torch_dist, plus our
+`checkpoint.json`, since Megatron-core 0.19 reads what 0.16 wrote but not the other way round. A run may go on with
+other tensor, pipeline and data parallel sizes.
 """
 
 import dataclasses
@@ -68,8 +69,8 @@ def save_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str, keep: 
 def keep_write_results_here() -> None:
     """Spare the process that Megatron-core (0.16 to 0.19) starts to carry the results of writers in the background.
 
-    Ours write while the rank waits, so a queue of this process does. That process costs 280 MiB and a second or two, and
-    stays for ever when its rank is killed.
+    Ours write while the rank waits, so a queue of this process does. The other process costs 280 MiB and a second or
+    two, and stays for ever when its rank is killed.
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
@@ -139,7 +140,8 @@ def load_latest_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str)
 def _sharded_state(policy: IRPOModel, *, is_loading: bool) -> dict[str, Any]:
     # fully_reshardable is the sharding that lets a run continue with other tensor and pipeline sizes.
     metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-    model = {f"model{index}": chunk.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(policy.chunks)}
+    chunks: list[Any] = list(policy.chunks)
+    model = {f"model{index}": chunk.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(chunks)}
     optimizer_view = model["model0"] if len(model) == 1 else model
     return {
         **model,
@@ -153,10 +155,11 @@ def _sharded_state(policy: IRPOModel, *, is_loading: bool) -> dict[str, Any]:
 
 @contextmanager
 def _torch_adam_loads(optimizer: Any) -> Iterator[None]:
-    """Let torch's AdamW take part in loading, which Megatron-core (0.16 to 0.19) has written for TransformerEngine's and apex's.
+    """Let torch's AdamW take part in loading, which Megatron-core (0.16 to 0.19) wrote for other AdamWs.
 
-    A fresh AdamW has no state, but Megatron asks it for its step; Megatron copies every entry of the state, the step too, from
-    tensors that leave it out; and it gives all parameters one step tensor, which AdamW would then count up once for each.
+    A fresh AdamW has no state, but Megatron asks it for its step; Megatron copies every entry of the state, the step
+    too, from tensors that leave it out; and it gives all parameters one step tensor, which AdamW would then count up
+    once for each.
     """
     parts = [part for part in _parts(optimizer) if isinstance(part.optimizer, torch.optim.AdamW)]
     for part in parts:

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -71,9 +71,7 @@ class IRPOModel(ModelPT):
     def __init__(self, cfg: DictConfig, trainer: Trainer | None = None) -> None:
         super().__init__(cfg=cfg, trainer=trainer)
         self.automatic_optimization = False
-        self.options: IRPOModelConfig = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(IRPOModelConfig), cfg_values(cfg))
-        )
+        self.options = read_options(cfg)
         initialize_parallel(self.options.parallel, seed=self.options.seed)
         self.chunks = torch.nn.ModuleList(
             build_gpt_model(
@@ -86,7 +84,7 @@ class IRPOModel(ModelPT):
         self.megatron_optimizer: Any = None
         self.megatron_scheduler: Any = None
         self.last_metrics: dict[str, float] = {}
-        self._wrapped: list[torch.nn.Module] = []
+        self._wrapped: list[Any] = []
 
     @classmethod
     def list_available_models(cls) -> None:
@@ -222,10 +220,11 @@ class IRPOModel(ModelPT):
         return torch.stack([row.detach() for row in rows]), losses.total
 
 
-def cfg_values(cfg: DictConfig) -> DictConfig:
-    """`cfg` without the keys that NeMo adds to it."""
+def read_options(cfg: DictConfig) -> IRPOModelConfig:
+    """`cfg` as a dataclass, without the keys that NeMo adds to it."""
     names = [field.name for field in dataclasses.fields(IRPOModelConfig)]
-    return OmegaConf.masked_copy(cfg, names)
+    merged = OmegaConf.merge(OmegaConf.structured(IRPOModelConfig), OmegaConf.masked_copy(cfg, names))
+    return cast(IRPOModelConfig, OmegaConf.to_object(merged))
 
 
 def _forward_step(

@@ -1,7 +1,7 @@
 """Megatron's DistributedDataParallel, AdamW and learning-rate schedule, made from our configuration.
 
-Gradients are summed, not averaged, over data-parallel ranks (`calculate_per_token_loss`); `finalize_model_grads` then divides by the number of
-pairs that the loss function counted.
+Gradients are summed, not averaged, over data-parallel ranks (`calculate_per_token_loss`); `finalize_model_grads` then
+divides by the number of pairs that the loss function counted.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def wrap_in_ddp(chunks: list[torch.nn.Module], training: TrainingConfig) -> list
         overlap_grad_reduce=on_cuda,
         overlap_param_gather=on_cuda and training.use_distributed_optimizer,
     )
-    config = chunks[0].config
+    config: Any = chunks[0].config
     config.calculate_per_token_loss = True
     wrapped = [
         DistributedDataParallel(config=chunk.config, ddp_config=ddp_config, module=chunk, disable_bucketing=index > 0)
@@ -61,7 +61,7 @@ def make_optimizer(wrapped: list[torch.nn.Module], training: TrainingConfig) -> 
 
 
 def make_scheduler(optimizer: Any, options: OptimizerConfig, num_steps: int) -> Any:
-    """Linear warm-up, then constant or cosine, counted in optimizer steps.
+    """Linear warm-up from 0, which is the first step's rate, then constant or cosine, counted in optimizer steps.
 
     Raises:
         ConfigError: The warm-up is as long as the run.

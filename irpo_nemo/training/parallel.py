@@ -1,7 +1,7 @@
 """The ranks of one training job: process group, Megatron's parallel groups, and who this rank is.
 
-Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as launchers and torchrun set them; a process without them is a job of one
-rank. Knows nothing of models.
+Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as launchers and torchrun set them; a process without
+them is a job of one rank. Knows nothing of models.
 """
 
 import os
@@ -106,7 +106,7 @@ def data_parallel_size() -> int:
 
 
 def reports_losses() -> bool:
-    """Whether this rank is the one of its model replica that contributes metrics: last pipeline stage, first tensor rank."""
+    """Whether this rank speaks for its model replica: last pipeline stage, first tensor-parallel rank."""
     from megatron.core import parallel_state
 
     return parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0

@@ -1,7 +1,7 @@
 """Log-probs of the reference, once per unique completion, by the trainer itself before its first step.
 
-At that moment the policy is the reference, so no second model is ever in memory. The result is a file keyed by candidate id and model
-hash; a later start that finds it whole uses it.
+At that moment the policy is the reference, so no second model is ever in memory. The result is a file keyed by
+candidate id and model hash; a later start that finds it whole uses it.
 """
 
 import logging
@@ -38,8 +38,13 @@ def reference_logprobs(
     Every rank calls this before the first optimizer step, and gets all log-probs.
     """
     completions = unique_completions(pairs)
-    if path.exists() and _covers(stored := read_records(path, ReferenceLogprob), completions, model_hash):
-        return stored
+    if path.exists():
+        stored = read_records(path, ReferenceLogprob)
+        if _covers(stored, completions, model_hash):
+            return stored
+        if is_rank_zero():
+            logger.info("%s is of other weights or other pairs; scoring again", path)
+        dist.barrier()  # every rank has read it before rank 0 replaces it
     logprobs = score_completions(policy, list(completions.values()), rows_per_micro_batch=rows_at_once(policy))
     references = [
         ReferenceLogprob(
@@ -75,7 +80,7 @@ def _covers(stored: Sequence[ReferenceLogprob], completions: dict[str, Completio
 
 
 def rows_at_once(policy: IRPOModel) -> int:
-    """Rows of a forward-only micro batch: as many as a training micro batch of pairs has, which fit with their gradients."""
+    """Rows of a forward-only micro batch: as many as a training micro batch has, which fit with their gradients."""
     return 2 * policy.options.training.micro_batch_size
 
 

@@ -1,7 +1,7 @@
 """One training job from start to finish, on every rank: load, score the reference, train, export.
 
-`train_sft` makes M_0 from demonstrations; `train_irpo` makes M_t+1 from pairs. Both continue from the newest checkpoint they find, and
-give the same weights as if they had never been interrupted.
+`train_sft` makes M_0 from demonstrations; `train_irpo` makes M_t+1 from pairs. Both continue from the newest checkpoint
+they find, and give the same weights as if they had never been interrupted.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class TrainingOutcome:
 def train_sft(
     config: IRPOConfig, *, initial: Path, demonstrations: Path, folder: TrainFolder, export_to: Path
 ) -> TrainingOutcome:
-    """Fine-tune the Hugging Face folder `initial` on demonstrations and export M_0 to `export_to`. Every rank calls this."""
+    """Fine-tune `initial`, a Hugging Face folder, on demonstrations; export M_0. Every rank calls this."""
     outcome = TrainingOutcome()
     examples = examples_of_demonstrations(read_records(demonstrations, Demonstration))
     with outcome.timed("load"):
@@ -97,8 +97,8 @@ def train_irpo(
     preference_pairs = read_records(pairs, PreferencePair)
     if not preference_pairs:
         raise DataError(
-            f"{pairs}: holds no pairs, so iteration {iteration} has nothing to learn from; pairs.json beside it says why. "
-            "Sample more candidates (sampling.num_candidates) or at another sampling.temperature."
+            f"{pairs}: holds no pairs, so iteration {iteration} has nothing to learn from; pairs.json beside it says "
+            "why. Sample more candidates (sampling.num_candidates) or at another sampling.temperature."
         )
     with outcome.timed("load"):
         policy = load_policy(config, config.training, model, num_examples=len(preference_pairs))
@@ -188,7 +188,7 @@ class SaveCheckpoints(Callback):
         self.folder = folder
         self.data_digest = data_digest
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self,
         trainer: Trainer,  # noqa: ARG002
         module: IRPOModel,

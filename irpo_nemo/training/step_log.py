@@ -29,7 +29,7 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 
 
 class StepLog:
-    """The files of one training run. `first_step` is where this process starts: later lines of a killed run are dropped."""
+    """The files of one training run. Lines of a killed run from `first_step` on are dropped."""
 
     def __init__(self, folder: TrainFolder, *, first_step: int, num_steps: int, title: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -142,11 +142,11 @@ class LogSteps(Callback):
         self.check_first_step = check_first_step
         self._clock: StepClock | None = None
 
-    def on_train_batch_start(self, trainer: Trainer, module: IRPOModel, batch: Any, batch_idx: int) -> None:  # type: ignore[override] # noqa: ARG002
+    def on_train_batch_start(self, trainer: Trainer, module: IRPOModel, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._clock = self._clock or StepClock(_count_parameters(module))
         self._clock.start()
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self,
         trainer: Trainer,  # noqa: ARG002
         module: IRPOModel,
@@ -183,8 +183,8 @@ def require_ln_2(dpo: float, *, bf16: bool) -> None:
     ln_2, tolerance = 0.6931471805599453, 1e-2 if bf16 else 1e-4
     if abs(dpo - ln_2) > tolerance:
         raise ArtifactError(
-            f"step 0: loss/dpo is {dpo:.6f}, but must be ln 2 = {ln_2:.6f} because the policy still equals the reference. "
-            "The reference log-probs belong to other weights; delete reference.parquet and run again."
+            f"step 0: loss/dpo is {dpo:.6f}, but must be ln 2 = {ln_2:.6f} because the policy still equals the "
+            "reference. The reference log-probs belong to other weights; delete reference.parquet and run again."
         )
 
 

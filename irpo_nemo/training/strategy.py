@@ -1,4 +1,4 @@
-"""Lightning's side of Megatron: a strategy that lets Megatron own the process groups, the wrapping and the gradients."""
+"""Lightning's side of Megatron: a strategy that lets Megatron own process groups, wrapping and gradients."""
 
 import os
 from typing import Any
@@ -15,7 +15,8 @@ from irpo_nemo.training.parallel import data_parallel_rank, data_parallel_size, 
 class MegatronStrategy(DDPStrategy):
     """Ranks come from the environment variables that torchrun and our launchers set; groups from Megatron.
 
-    `IRPOModel` wraps itself in Megatron's DDP and steps Megatron's optimizer, so Lightning wraps, reduces and steps nothing.
+    `IRPOModel` wraps itself in Megatron's DDP and steps Megatron's optimizer, so Lightning wraps, reduces and steps
+    nothing.
     """
 
     def __init__(self, parallel: ParallelConfig, *, seed: int) -> None:

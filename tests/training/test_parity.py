@@ -18,7 +18,7 @@ from torch import Tensor
 from irpo_nemo.records import PreferencePair
 from tests.distributed.probes import export_gradients
 from tests.distributed.ranks import run_on_ranks
-from tests.training.tiny import make_config, make_model_folder, make_pairs
+from tests.training.tiny import make_config, make_demonstrations, make_model_folder, make_pairs
 
 BETA, NLL_WEIGHT = 0.1, 0.7
 NUM_PAIRS = 5
@@ -61,6 +61,29 @@ class Theirs:
     dpo: Tensor
     nll: Tensor
     gradients: dict[str, Tensor]
+
+
+def demonstration_gradients(model: Path, folder: Path) -> dict[str, float]:
+    """On each rank: metrics of one batch of plain fine-tuning on the chosen completions; gradients in `folder`."""
+    from irpo_nemo.training.batches import GlobalBatches, examples_of_demonstrations
+    from irpo_nemo.training.parallel import data_parallel_rank, data_parallel_size
+    from irpo_nemo.training.session import load_policy
+
+    config = make_config(micro_batch_size=2, use_distributed_optimizer=False)
+    policy = load_policy(config, config.training, model, num_examples=NUM_PAIRS)
+    policy.prepare_for_training()
+    batches = GlobalBatches(
+        examples_of_demonstrations(make_demonstrations(NUM_PAIRS)),
+        global_batch_size=8,
+        micro_batch_size=2,
+        num_steps=1,
+        seed=0,
+        rank=data_parallel_rank(),
+        ranks=data_parallel_size(),
+    )
+    metrics = policy.forward_backward(batches[0])
+    export_gradients(policy, folder)
+    return metrics
 
 
 def summed_logprob(model: Any, prompt: list[int], completion: list[int]) -> Tensor:
@@ -140,6 +163,22 @@ def test_loss_and_every_gradient_equal_transformers_with_plain_torch(
     assert_gradients_equal(tmp_path / "0", theirs.gradients)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_plain_fine_tuning_is_the_mean_over_completion_tokens(setting: Setting, ranks: int, tmp_path: Path) -> None:
+    """The usual loss of supervised fine-tuning, as transformers computes it; ranks are data parallel."""
+    ours, *others = run_on_ranks(demonstration_gradients, ranks, setting.root / "untied", tmp_path / "gradients")
+    assert all(other == ours for other in others)
+    model = setting.load("untied")
+    total = sum(summed_logprob(model, pair.prompt_token_ids, pair.chosen_token_ids) for pair in setting.pairs)
+    tokens = sum(len(pair.chosen_token_ids) for pair in setting.pairs)
+    loss = -total / tokens
+    loss.backward()
+    assert ours["loss/total"] == ours["loss/nll"] == pytest.approx(loss.item(), rel=1e-5)
+    assert ours["tokens/chosen"] == pytest.approx(tokens / NUM_PAIRS)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert_gradients_equal(tmp_path / "gradients", gradients)
+
+
 def test_loss_and_gradients_equal_trl_with_one_pair_a_micro_batch(setting: Setting, tmp_path: Path) -> None:
     """One pair at a time, since TRL's NLL is a mean over the tokens of the batch, not over each completion's."""
     trl = pytest.importorskip("trl", reason="TRL is a development dependency")
@@ -158,7 +197,7 @@ def test_loss_and_gradients_equal_trl_with_one_pair_a_micro_batch(setting: Setti
         trainer.model.zero_grad()
         loss = trainer.compute_loss(trainer.model, collate([row]))
         loss.backward()
-        assert ours[index]["loss/total"] == pytest.approx(float(loss), rel=1e-5)
+        assert ours[index]["loss/total"] == pytest.approx(loss.item(), rel=1e-5)
         gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
         assert_gradients_equal(tmp_path / str(index), gradients)
 

@@ -64,4 +64,4 @@ def find_family(hf_config: dict[str, Any], folder: Path) -> Family:
     family: Any = importlib.import_module(f"{__name__}.{hf_config['model_type']}")
     if problems := list(family.find_unsupported(hf_config)):
         raise ModelError("\n".join(f"{folder}/config.json: {problem}" for problem in problems))
-    return family  # type: ignore[no-any-return]
+    return family
