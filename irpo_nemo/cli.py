@@ -5,16 +5,17 @@ Exit codes: 0 done; 2 the user's to mend (one line a mistake, no traceback); 1 a
 """
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import irpo_nemo
-from irpo_nemo.config import IRPOConfig, load_config
+from irpo_nemo.config import IRPOConfig, ParallelConfig, load_config
 from irpo_nemo.errors import ConfigError, IRPOError
 from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launcher, send_failure
-from irpo_nemo.model_shape import find_model_mistakes
+from irpo_nemo.model_shape import find_model_mistakes, read_hf_config
 from irpo_nemo.pipeline import find_file_mistakes, plan, refuse_changes
 from irpo_nemo.run_folder import RunFolder
 
@@ -81,7 +82,21 @@ def _make_parser() -> argparse.ArgumentParser:
     ):
         add(name, command, description).add_argument("run_folder", metavar="RUN_DIR", type=Path)
     add("doctor", _doctor, "Is this environment fit; golden self-tests.")
+    _add_conversions(add("convert", _convert_to_hf, "Weights between Hugging Face folders and Megatron checkpoints."))
     return parser
+
+
+def _add_conversions(parser: argparse.ArgumentParser) -> None:
+    directions = parser.add_subparsers(required=True, metavar="DIRECTION")
+    for name, command, paths, description in (
+        ("to-megatron", _convert_to_megatron, ("hf_folder", "target"), "A Hugging Face folder to a checkpoint."),
+        ("to-hf", _convert_to_hf, ("checkpoint", "source_hf", "target"), "A checkpoint to a Hugging Face folder."),
+    ):
+        direction = directions.add_parser(name, help=description, description=description)
+        direction.set_defaults(command=command)
+        for path in paths:
+            direction.add_argument(path, metavar=path.upper(), type=Path)
+        direction.add_argument("sizes", metavar="key=value", nargs="*", help="parallel.* sizes, under torchrun")
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +174,34 @@ def _report(parsed: argparse.Namespace) -> None:
     write_report(folder)
     print_results(read_results(folder))
     print(f"report: {folder.page}")
+
+
+def _convert_to_megatron(parsed: argparse.Namespace) -> None:
+    parallel = _read_parallel(parsed.sizes)
+    read_hf_config(parsed.hf_folder)  # before the seconds that the imports take
+    from irpo_nemo.training.conversion import convert_to_megatron
+
+    convert_to_megatron(parsed.hf_folder, parsed.target, parallel=parallel)
+
+
+def _convert_to_hf(parsed: argparse.Namespace) -> None:
+    parallel = _read_parallel(parsed.sizes)
+    read_hf_config(parsed.source_hf)
+    from irpo_nemo.training.conversion import convert_to_hf
+
+    convert_to_hf(parsed.checkpoint, parsed.source_hf, parsed.target, parallel=parallel)
+
+
+def _read_parallel(sizes: Sequence[str]) -> ParallelConfig:
+    """Read `parallel.<size>=N` arguments."""
+    keys = {f"parallel.{item.name}": item.name for item in dataclasses.fields(ParallelConfig)}
+    values: dict[str, int] = {}
+    for argument in sizes:
+        key, _, value = argument.partition("=")
+        if key not in keys or not value.isdecimal() or int(value) < 1:
+            raise ConfigError(f"{argument}: is no size; wanted {' or '.join(f'{name}=N' for name in keys)}")
+        values[keys[key]] = int(value)
+    return ParallelConfig(**values)
 
 
 def _doctor(parsed: argparse.Namespace) -> None:  # noqa: ARG001

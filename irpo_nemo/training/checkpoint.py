@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import queue
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from irpo_nemo.artifacts import explain_os_errors, publish_folder, read_json, write_json
 from irpo_nemo.errors import ArtifactError
@@ -29,6 +30,9 @@ from irpo_nemo.training.parallel import is_rank_zero
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "checkpoint.json"
+
+_RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
+"""Megatron's name for the sharding that lets a run continue with other tensor and pipeline sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,6 @@ class CheckpointDescription:
 
 def save_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str, keep: int) -> None:
     """Write `folder/step_<n>`, then drop all but the newest `keep`. Every rank calls this."""
-    from megatron.core import dist_checkpointing
-
     target = folder / f"step_{policy.step:08d}"
     temporary = target.with_suffix(".tmp")
     if is_rank_zero():
@@ -56,9 +58,7 @@ def save_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str, keep: 
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
     dist.barrier()
-    keep_write_results_here()
-    with explain_os_errors(folder):
-        dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(temporary))
+    _save(_sharded_state(policy, is_loading=False), temporary)
     if is_rank_zero():
         write_json(temporary / DESCRIPTION, dataclasses.asdict(_describe(policy, data_digest)))
         publish_folder(temporary, target)
@@ -66,7 +66,37 @@ def save_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str, keep: 
     dist.barrier()
 
 
-def keep_write_results_here() -> None:
+def save_weights(chunks: Sequence[Any], folder: Path) -> None:
+    """Write the weights alone into the empty `folder`, as a training checkpoint has them. Every rank calls this."""
+    _save(_sharded_weights(chunks), folder)
+
+
+def load_weights(chunks: Sequence[Any], checkpoint: Path) -> None:
+    """Fill `chunks` from a checkpoint with or without an optimizer. Every rank calls this.
+
+    Raises:
+        ArtifactError: The checkpoint is of another model.
+    """
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingException
+
+    try:
+        state = dist_checkpointing.load(_sharded_weights(chunks), str(checkpoint))
+    except (CheckpointingException, CheckpointException, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ArtifactError(f"{checkpoint}: does not hold the weights of this model ({reason})") from error
+    _fill_chunks(chunks, state)
+
+
+def _save(state: dict[str, Any], folder: Path) -> None:
+    from megatron.core import dist_checkpointing
+
+    _keep_write_results_here()
+    with explain_os_errors(folder):
+        dist_checkpointing.save(state, str(folder))
+
+
+def _keep_write_results_here() -> None:
     """Spare the process that Megatron-core (0.16 to 0.19) starts to carry the results of writers in the background.
 
     Ours write while the rank waits, so a queue of this process does. The other process costs 280 MiB and a second or
@@ -128,8 +158,7 @@ def load_latest_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str)
             del wanted["random"]  # each rank's own; training draws no random numbers, since dropout is 0
         state = dist_checkpointing.load(wanted, str(path))
         policy.megatron_optimizer.load_state_dict(state["optimizer"])
-    for index, chunk in enumerate(policy.chunks):
-        chunk.load_state_dict(state[f"model{index}"])
+    _fill_chunks(list(policy.chunks), state)
     policy.megatron_scheduler.load_state_dict(state["scheduler"])
     if "random" in state:
         _restore_random_state(state["random"])
@@ -138,19 +167,25 @@ def load_latest_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str)
 
 
 def _sharded_state(policy: IRPOModel, *, is_loading: bool) -> dict[str, Any]:
-    # fully_reshardable is the sharding that lets a run continue with other tensor and pipeline sizes.
-    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-    chunks: list[Any] = list(policy.chunks)
-    model = {f"model{index}": chunk.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(chunks)}
+    model = _sharded_weights(list(policy.chunks))
     optimizer_view = model["model0"] if len(model) == 1 else model
     return {
         **model,
         "optimizer": policy.megatron_optimizer.sharded_state_dict(
-            optimizer_view, is_loading=is_loading, metadata=metadata
+            optimizer_view, is_loading=is_loading, metadata=_RESHARDABLE
         ),
         "scheduler": policy.megatron_scheduler.state_dict(),
         "random": _sharded_random_state(),
     }
+
+
+def _sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:
+    return {f"model{index}": chunk.sharded_state_dict(metadata=_RESHARDABLE) for index, chunk in enumerate(chunks)}
+
+
+def _fill_chunks(chunks: Sequence[Any], state: dict[str, Any]) -> None:
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(state[f"model{index}"])
 
 
 @contextmanager
