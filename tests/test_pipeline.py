@@ -12,9 +12,20 @@ from irpo_nemo.pipeline import Step, find_step, model_of, plan, refuse_changes, 
 
 MODEL_CONFIG = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 
+PINNED = [
+    "num_iterations=2",
+    "sft.max_steps=500",
+    "sft.micro_batch_size=12",
+    "training.micro_batch_size=4",
+    "task.arithmetic.num_train_problems=400",
+    "task.arithmetic.num_test_problems=400",
+    "sampler.problems_per_part=128",
+]
+"""What these tests count on, whatever the quickstart is tuned to."""
+
 
 def make_config(tmp_path: Path, *overrides: str) -> IRPOConfig:
-    return load_config("quickstart", [f"run_root={tmp_path}", "sft.micro_batch_size=12", *overrides])
+    return load_config("quickstart", [f"run_root={tmp_path}", *PINNED, *overrides])
 
 
 def with_own_model(tmp_path: Path) -> list[str]:
@@ -195,7 +206,8 @@ def test_a_changed_problem_file_is_refused(tmp_path: Path) -> None:
         refuse_changes(config, steps)
     assert str(caught.value) == (
         f"{tmp_path}/quickstart/iteration_00/sample.manifest.json: iteration 0 sample was made from another "
-        f"problem file 2 (test.jsonl). Put the old one back, start another run with name=..., or delete this file to redo the step."
+        "problem file 2 (test.jsonl). Put the old one back, start another run with name=..., or delete this file "
+        "to redo the step."
     )
 
 

@@ -89,6 +89,14 @@ def test_a_stage_of_one_process_is_told_of_no_ranks(tmp_path: Path) -> None:
     assert run(tmp_path, "import os; print('RANK' in os.environ)", threads=None) == ["False"]
 
 
+def test_waiting_threads_sleep_unless_the_user_wants_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os; print(os.environ['OMP_WAIT_POLICY'])"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert run(tmp_path, code) == ["PASSIVE"]
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert run(tmp_path, code) == ["ACTIVE"]
+
+
 def test_a_childs_mistake_is_raised_here_as_it_was(tmp_path: Path) -> None:
     code = "from irpo_nemo.errors import DataError; fail(DataError('train.jsonl:7: is not JSON'), 2)"
     with pytest.raises(DataError, match=r"^train\.jsonl:7: is not JSON$"):
