@@ -463,6 +463,11 @@ def _check_schedules(config: IRPOConfig) -> Iterator[str]:
                 f"{section}.optimizer.min_learning_rate: is {optimizer.min_learning_rate}, but must be at most "
                 f"learning_rate = {optimizer.learning_rate}"
             )
+        if training.max_steps is not None and optimizer.warmup_steps >= training.max_steps:
+            yield (
+                f"{section}.optimizer.warmup_steps: is {optimizer.warmup_steps}, but must be less than "
+                f"max_steps = {training.max_steps}"
+            )
 
 
 def _check_loss(config: IRPOConfig) -> Iterator[str]:

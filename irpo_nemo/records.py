@@ -131,4 +131,4 @@ def _arrow_field(name: str, hint: object) -> "pa.Field":
         return pa.field(name, pa.list_(pa.int32()), nullable=nullable)
     if hint not in columns:
         raise TypeError(f"{name}: no Parquet column type for {hint}")
-    return pa.field(name, columns[hint], nullable=nullable)  # type: ignore[index]
+    return pa.field(name, columns[hint], nullable=nullable)

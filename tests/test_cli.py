@@ -122,10 +122,10 @@ def test_a_stage_out_of_turn_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_of_another_configuration_is_refused(started_run: Path) -> None:
-    done = irpo("run", "quickstart", f"run_root={started_run.parent}", *PINNED, "sft.max_steps=7")
+    done = irpo("run", "quickstart", f"run_root={started_run.parent}", *PINNED, "sft.max_steps=450")
     assert done.returncode == 2
     assert done.stderr == (
-        f"sft.max_steps: is 7, but sft in {started_run} was made with sft.max_steps=500. "
+        f"sft.max_steps: is 450, but sft in {started_run} was made with sft.max_steps=500. "
         f"Set sft.max_steps=500, or start another run with name=...\n"
     )
 

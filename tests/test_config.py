@@ -20,7 +20,12 @@ from irpo_nemo.config import (
 from irpo_nemo.errors import ConfigError
 from irpo_nemo.pipeline import find_file_mistakes
 
-PINNED = ["training.global_batch_size=16", "training.micro_batch_size=4", "training.optimizer.learning_rate=2e-4"]
+PINNED = [
+    "sft.max_steps=500",
+    "training.global_batch_size=16",
+    "training.micro_batch_size=4",
+    "training.optimizer.learning_rate=2e-4",
+]
 """What these tests count on, whatever the quickstart is tuned to."""
 
 
@@ -70,6 +75,10 @@ def mistakes_of(*overrides: str, config: str = "quickstart") -> list[str]:
         (
             "training.optimizer.min_learning_rate=1",
             "quickstart: training.optimizer.min_learning_rate: is 1.0, but must be at most learning_rate = 0.0002",
+        ),
+        (
+            "sft.optimizer.warmup_steps=500",
+            "quickstart: sft.optimizer.warmup_steps: is 500, but must be less than max_steps = 500",
         ),
         (
             "task.arithmetic.min_operations=9",

@@ -133,7 +133,7 @@ def test_only_training_takes_ranks(tmp_path: Path) -> None:
         ("sampling.num_candidates=13", "iteration 0 sample"),
         ("evaluation.num_samples=9", "iteration 0 sample"),
         ("sampling.temperature=[0.8,1.3]", "iteration 1 sample"),
-        ("sft.max_steps=7", "sft"),
+        ("sft.max_steps=450", "sft"),
         ("model.num_layers=6", "prepare"),
         ("seed=1", "prepare"),
     ],
