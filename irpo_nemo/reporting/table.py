@@ -3,6 +3,8 @@
 from typing import Any
 
 _COLUMNS = ("model", "greedy", "95% interval", "majority", "samples", "pairs", "train loss")
+_FILE_WIDTH = 100
+"""Columns where the output is no terminal."""
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -12,11 +14,13 @@ def print_results(results: dict[str, Any]) -> None:
 
     table = Table(title=f"{results['run']}: accuracy on {results['task']}", title_justify="left")
     for column in _COLUMNS:
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "model" else "right")
     for row in make_rows(results):
         table.add_row(*row)
     console = Console()
-    console.print(table, width=None if console.is_terminal else 100)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    console.print(table)
 
 
 def make_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
