@@ -5,7 +5,7 @@
     ├── DataError           a problem file, or a row of it
     ├── ModelError          a Hugging Face folder, its configuration or weights
     ├── ArtifactError       a file of the run folder: missing, damaged, of another run, not writable
-    └── EnvironmentProblem  this machine: a package, a device, a process that failed to start
+    └── MachineError  this machine: a package, a device, a process that failed to start
 
 A message says what, where, found, wanted, and what to do. Anything that is not an `IRPOError` is a bug of ours.
 """
@@ -31,5 +31,5 @@ class ArtifactError(IRPOError):
     """A file of the run folder that is missing, damaged, from another run, or cannot be written."""
 
 
-class EnvironmentProblem(IRPOError):
+class MachineError(IRPOError):
     """Something this machine lacks, or a process that could not do its work here."""

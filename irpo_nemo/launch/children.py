@@ -24,7 +24,7 @@ from typing import Any
 
 from irpo_nemo import errors
 from irpo_nemo.artifacts import explain_os_errors
-from irpo_nemo.errors import EnvironmentProblem, IRPOError
+from irpo_nemo.errors import MachineError, IRPOError
 
 PARENT_VARIABLE = "IRPO_LAUNCHER_PID"
 FAILURE_VARIABLE = "IRPO_FAILURE_PIPE"
@@ -262,7 +262,7 @@ def _read_report(child: Child) -> dict[str, Any] | None:
 def _unexplained_end(child: Child) -> Exception:
     code = child.process.returncode
     if code == -signal.SIGKILL:
-        return EnvironmentProblem(
+        return MachineError(
             f"{child.log}: rank {child.rank} was killed (signal 9), most often because memory ran out. "
             f"Lower the batch sizes or free memory, then run the same command again."
         )

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from irpo_nemo.errors import EnvironmentProblem
+from irpo_nemo.errors import MachineError
 from irpo_nemo.launch.environment import PACKAGES, describe_environment, installed_version
 
 _NEEDED_FOR = {
@@ -23,7 +23,7 @@ def examine_environment() -> None:
     """Print every finding.
 
     Raises:
-        EnvironmentProblem: A self-test failed.
+        MachineError: A self-test failed.
     """
     environment = describe_environment()
     print(f"irpo-nemo {environment['irpo_nemo']} ({environment['git'] or 'installed'}), Python {environment['python']}")
@@ -33,7 +33,7 @@ def examine_environment() -> None:
     print(f"  {'sbatch':<14} {shutil.which('sbatch') or 'not found: runs go on this machine only'}")
     failures = [_try(name, check) for name, check in _SELF_TESTS.items()]
     if any(failures):
-        raise EnvironmentProblem(f"{sum(failures)} of {len(failures)} self-tests failed; see above.")
+        raise MachineError(f"{sum(failures)} of {len(failures)} self-tests failed; see above.")
 
 
 def _describe_package(package: str) -> str:

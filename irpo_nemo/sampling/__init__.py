@@ -21,6 +21,6 @@ def open_sampler(config: IRPOConfig, model_folder: Path) -> Sampler:
 
     Raises:
         ModelError: The folder cannot be loaded.
-        EnvironmentProblem: The sampler's package is missing.
+        MachineError: The sampler's package is missing.
     """
     return cast(Sampler, import_module(SAMPLERS[config.sampler.name]).open_sampler(config, model_folder))

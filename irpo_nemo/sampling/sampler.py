@@ -44,7 +44,7 @@ class Sampler(Protocol):
 
         Raises:
             ConfigError: A prompt and its completion do not fit the model's positions.
-            EnvironmentProblem: The device's memory does not suffice.
+            MachineError: The device's memory does not suffice.
         """
 
     def close(self) -> None:

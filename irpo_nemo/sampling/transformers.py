@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 
 from irpo_nemo.config import IRPOConfig
-from irpo_nemo.errors import ConfigError, EnvironmentProblem, ModelError
+from irpo_nemo.errors import ConfigError, MachineError, ModelError
 from irpo_nemo.sampling.sampler import Completion, SamplingRequest
 from irpo_nemo.tokenization import decode, load_tokenizer
 
@@ -74,7 +74,7 @@ class TransformersSampler:
             try:
                 drawn = self._generate_batch([requests[number] for number in numbers])
             except torch.OutOfMemoryError as error:
-                raise EnvironmentProblem(
+                raise MachineError(
                     f"{self._model.device}: out of memory while sampling {len(numbers)} completions at once. "
                     f"Set sampler.batch_size below {self._batch_size}."
                 ) from error

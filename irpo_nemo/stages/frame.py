@@ -27,7 +27,7 @@ from irpo_nemo.artifacts import (
     write_manifest,
 )
 from irpo_nemo.config import IRPOConfig
-from irpo_nemo.errors import ArtifactError, EnvironmentProblem
+from irpo_nemo.errors import ArtifactError, MachineError
 from irpo_nemo.pipeline import Step, find_step, refuse_changes
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _wait_for_ticket(step: Step) -> None:
     deadline = time.monotonic() + _TICKET_WAIT_SECONDS
     while not _holds_ticket(step):
         if time.monotonic() > deadline:
-            raise EnvironmentProblem(
+            raise MachineError(
                 f"{step.ticket}: rank 0 has not written it within {_TICKET_WAIT_SECONDS:g} s. "
                 f"Is the run folder on a file system that all ranks share?"
             )

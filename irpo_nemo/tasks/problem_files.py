@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from irpo_nemo.config import TaskConfig
-from irpo_nemo.errors import DataError, EnvironmentProblem
+from irpo_nemo.errors import DataError, MachineError
 from irpo_nemo.grading import Grade, Grader
 from irpo_nemo.records import Problem
 
@@ -159,13 +159,13 @@ def read_data_set(name: str, subset: str | None, split: str) -> Iterator[tuple[s
     """Yield the place and the row of each row of a Hugging Face data set.
 
     Raises:
-        EnvironmentProblem: The package `datasets` is missing.
+        MachineError: The package `datasets` is missing.
         DataError: The data set cannot be had.
     """
     try:
         from datasets import load_dataset
     except ImportError:
-        raise EnvironmentProblem(
+        raise MachineError(
             f"{name}: reading a Hugging Face data set needs the package datasets. "
             "Install it with pip install 'irpo-nemo[data]', or set task.train_path and task.test_path to local files."
         ) from None

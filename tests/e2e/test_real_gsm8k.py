@@ -1,4 +1,4 @@
-"""The real GSM8K files through every stage. The model is far too small to solve them; the plumbing is what is checked."""
+"""The real GSM8K files through every stage. The model is far too small to solve them; we check the plumbing."""
 
 from pathlib import Path
 

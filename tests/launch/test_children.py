@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from irpo_nemo.errors import DataError, EnvironmentProblem
+from irpo_nemo.errors import DataError, MachineError
 from irpo_nemo.launch.children import Interrupted, StageCrashed, failure_path, run_children
 
 FAIL_AS_A_STAGE = """
@@ -136,9 +136,7 @@ def test_one_failing_rank_ends_the_others_at_once(tmp_path: Path) -> None:
 
 def test_a_killed_rank_is_explained(tmp_path: Path) -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    with pytest.raises(
-        EnvironmentProblem, match=r"stage\.log: rank 0 was killed \(signal 9\), most often because memory"
-    ):
+    with pytest.raises(MachineError, match=r"stage\.log: rank 0 was killed \(signal 9\), most often because memory"):
         run(tmp_path, code)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from irpo_nemo.config import IRPOConfig, TaskConfig
-from irpo_nemo.errors import DataError, EnvironmentProblem
+from irpo_nemo.errors import DataError, MachineError
 from irpo_nemo.tasks import Task, load_task
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -199,7 +199,7 @@ def test_data_set_names_are_no_local_files(tmp_path: Path) -> None:
 
 def test_a_data_set_without_the_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(EnvironmentProblem) as error:
+    with pytest.raises(MachineError) as error:
         make_task("gsm8k", "openai/gsm8k").train_problems()
     assert str(error.value) == (
         "openai/gsm8k: reading a Hugging Face data set needs the package datasets. Install it with pip install "
