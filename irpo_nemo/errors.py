@@ -5,7 +5,7 @@
     ├── DataError           a problem file, or a row of it
     ├── ModelError          a Hugging Face folder, its configuration or weights
     ├── ArtifactError       a file of the run folder: missing, damaged, of another run, not writable
-    └── MachineError  this machine: a package, a device, a process that failed to start
+    └── MachineError        this machine: a package, a device, a process that failed to start
 
 A message says what, where, found, wanted, and what to do. Anything that is not an `IRPOError` is a bug of ours.
 """

@@ -24,7 +24,7 @@ from typing import Any
 
 from irpo_nemo import errors
 from irpo_nemo.artifacts import explain_os_errors
-from irpo_nemo.errors import MachineError, IRPOError
+from irpo_nemo.errors import IRPOError, MachineError
 
 PARENT_VARIABLE = "IRPO_LAUNCHER_PID"
 FAILURE_VARIABLE = "IRPO_FAILURE_PIPE"
