@@ -82,7 +82,7 @@ def mistakes_of(*overrides: str, config: str = "quickstart") -> list[str]:
         ),
         (
             "task.arithmetic.min_operations=9",
-            "quickstart: task.arithmetic.min_operations: is 9, but must be at most max_operations = 4",
+            "quickstart: task.arithmetic.min_operations: is 9, but must be at most max_operations = 5",
         ),
         (
             "sampling.max_new_tokens=1024",
