@@ -33,6 +33,14 @@ class Problem:
     """The answer that graders compare with."""
     solution: str | None = None
     """A worked solution that ends in the task's answer format, as a completion would; None when the data has none."""
+    choice_labels: list[str] = dataclasses.field(default_factory=list)
+    """Of a multiple-choice question: "A", "B", ... or "1", "2", ...; else empty."""
+    choices: list[str] = dataclasses.field(default_factory=list)
+    """The options' own texts, one a label; empty too when only the labels are known."""
+    level: str | None = None
+    """The data set's own grade of difficulty, such as "Level 3"."""
+    subject: str | None = None
+    """The data set's own field, such as "Algebra"."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,8 +135,9 @@ def _arrow_field(name: str, hint: object) -> "pa.Field":
     if typing.get_origin(hint) is Literal:
         hint = str
     columns = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    if typing.get_origin(hint) is list and typing.get_args(hint) == (int,):
-        return pa.field(name, pa.list_(pa.int32()), nullable=nullable)
+    lists = {(int,): pa.int32(), (str,): pa.string()}
+    if typing.get_origin(hint) is list and typing.get_args(hint) in lists:
+        return pa.field(name, pa.list_(lists[typing.get_args(hint)]), nullable=nullable)
     if hint not in columns:
         raise TypeError(f"{name}: no Parquet column type for {hint}")
     return pa.field(name, columns[hint], nullable=nullable)

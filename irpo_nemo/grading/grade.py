@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from irpo_nemo.records import Verdict
+from irpo_nemo.records import Problem, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,25 +11,31 @@ class Grade:
     """The verdict on one completion."""
 
     answer: str | None
-    """The extracted answer in normal form: equal answers are equal strings. None when none could be read."""
+    """The extracted answer in normal form. None when none could be read."""
     verdict: Verdict
     layer: str
     """Which rule found the answer, or "none"."""
 
 
 class Grader(Protocol):
-    """Compares the answer of a completion with the gold answer. The modules of this package are graders."""
+    """Compares the answer of a completion with a problem's gold answer. The modules of this package are graders.
 
-    def check_gold(self, gold_answer: str) -> None:
+    Only `gold_answer`, `choice_labels` and `choices` of a problem matter to them.
+    """
+
+    def check_gold(self, problem: Problem) -> None:
         """Refuse a gold answer that this grader cannot compare with.
 
         Raises:
             DataError: It is malformed.
         """
 
-    def grade(self, gold_answer: str, completion_text: str) -> Grade:
+    def grade(self, problem: Problem, completion_text: str) -> Grade:
         """Judge one completion.
 
         Raises:
             DataError: The gold answer is malformed.
         """
+
+    def is_same(self, left: str, right: str) -> bool:
+        """Whether two answers, each the `answer` of a Grade, mean the same; for majority votes."""

@@ -19,6 +19,7 @@ from fractions import Fraction
 from irpo_nemo.errors import DataError
 from irpo_nemo.grading.extract import cut_invented_question, find_final_answer, find_last_boxed
 from irpo_nemo.grading.grade import Grade
+from irpo_nemo.records import Problem
 
 MAX_DIGITS = 100
 """Longer numbers are not read, so that no completion costs time or memory."""
@@ -53,26 +54,31 @@ _GROUPING = str.maketrans("", "", ", ")
 _LATEX = re.compile(r"\\[,!;()\[\]]|\\(?=[$%])|\{(?=,\})|(?<=\{,)\}")
 
 
-def check_gold(gold_answer: str) -> None:
+def check_gold(problem: Problem) -> None:
     """Refuse a gold answer that is not one number.
 
     Raises:
         DataError: It is not.
     """
-    _read_gold(gold_answer)
+    _read_gold(problem.gold_answer)
 
 
-def grade(gold_answer: str, completion_text: str) -> Grade:
+def grade(problem: Problem, completion_text: str) -> Grade:
     """Judge the number that `completion_text` gives as its answer.
 
     Raises:
         DataError: The gold answer is not one number.
     """
-    gold = _read_gold(gold_answer)
+    gold = _read_gold(problem.gold_answer)
     value, layer = extract_number(completion_text)
     if value is None:
         return Grade(answer=None, verdict="unparsable", layer=layer)
     return Grade(answer=str(value), verdict="correct" if value == gold else "wrong", layer=layer)
+
+
+def is_same(left: str, right: str) -> bool:
+    """Whether two answers are the same number; their normal forms are unique."""
+    return left == right
 
 
 def _read_gold(gold_answer: str) -> Fraction:

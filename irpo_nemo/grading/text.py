@@ -7,30 +7,36 @@ last line that is not empty (layer last_line).
 from irpo_nemo.errors import DataError
 from irpo_nemo.grading.extract import cut_invented_question, find_final_answer
 from irpo_nemo.grading.grade import Grade
+from irpo_nemo.records import Problem
 
 
-def check_gold(gold_answer: str) -> None:
+def check_gold(problem: Problem) -> None:
     """Refuse an empty gold answer.
 
     Raises:
         DataError: It is empty.
     """
-    if not normalize(gold_answer):
-        raise DataError(f"gold answer {gold_answer!r} is empty; wanted some text.")
+    if not normalize(problem.gold_answer):
+        raise DataError(f"gold answer {problem.gold_answer!r} is empty; wanted some text.")
 
 
-def grade(gold_answer: str, completion_text: str) -> Grade:
+def grade(problem: Problem, completion_text: str) -> Grade:
     """Judge the text that `completion_text` gives as its answer.
 
     Raises:
         DataError: The gold answer is empty.
     """
-    check_gold(gold_answer)
+    check_gold(problem)
     phrase, layer = _extract_text(completion_text)
     answer = normalize(phrase)
     if not answer:
         return Grade(answer=None, verdict="unparsable", layer=layer)
-    return Grade(answer=answer, verdict="correct" if answer == normalize(gold_answer) else "wrong", layer=layer)
+    return Grade(answer=answer, verdict="correct" if answer == normalize(problem.gold_answer) else "wrong", layer=layer)
+
+
+def is_same(left: str, right: str) -> bool:
+    """Whether two answers are the same text; their normal forms are unique."""
+    return left == right
 
 
 def _extract_text(completion_text: str) -> tuple[str, str]:

@@ -72,13 +72,13 @@ def _check_records() -> str:
 
 def _check_grader() -> str:
     """Answers whose verdict is known."""
-    from irpo_nemo.config import IRPOConfig
-    from irpo_nemo.tasks import load_task
+    from irpo_nemo.grading import GRADERS
+    from irpo_nemo.records import Problem
 
-    task = load_task(IRPOConfig())
     cases = [("12", "3 + 9 = 12. Final answer: 12", "correct"), ("12", "Final answer: 13", "wrong")]
     for gold, completion, verdict in cases:
-        found = task.grade(gold, completion).verdict
+        problem = Problem(problem_id="", question="", gold_answer=gold)
+        found = GRADERS["numeric"].grade(problem, completion).verdict
         assert found == verdict, f"{completion!r} for {gold} is {found}, wanted {verdict}"
     return f"{len(cases)} known verdicts"
 

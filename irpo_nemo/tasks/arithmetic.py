@@ -22,7 +22,6 @@ from pathlib import Path
 
 from irpo_nemo.config import ArithmeticConfig, IRPOConfig
 from irpo_nemo.errors import ConfigError
-from irpo_nemo.grading import Grade, numeric
 from irpo_nemo.records import Problem
 
 PROMPT_TEMPLATE = "Question: {question}\nSolution:\n"
@@ -80,6 +79,8 @@ class Story:
 class ArithmeticTask:
     """The generated stories of one seed."""
 
+    grader = "numeric"
+
     def __init__(self, config: IRPOConfig) -> None:
         self._options = config.task.arithmetic
         self._task = config.task
@@ -113,9 +114,6 @@ class ArithmeticTask:
 
     def gold_completion(self, problem: Problem) -> str | None:
         return problem.solution
-
-    def grade(self, gold_answer: str, completion_text: str) -> Grade:
-        return numeric.grade(gold_answer, completion_text)
 
     def data_files(self) -> list[Path]:
         return []

@@ -8,7 +8,6 @@ import re
 
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import DataError
-from irpo_nemo.grading import numeric
 from irpo_nemo.records import Problem
 from irpo_nemo.tasks.problem_files import FileTask, Row, take_text
 
@@ -27,7 +26,7 @@ def make_gsm8k_task(config: IRPOConfig) -> FileTask:
     return FileTask(
         config=config.task,
         prompt_template=config.task.prompt_template or PROMPT_TEMPLATE,
-        grader=numeric,
+        grader="numeric",
         read_problem=read_problem,
         subset="main",
     )

@@ -3,9 +3,11 @@
 The solution is a worked one; "Final answer: ..." is added to it when it does not end so.
 """
 
+from dataclasses import replace
+
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import DataError
-from irpo_nemo.grading import GRADERS, Grader
+from irpo_nemo.grading import GRADERS
 from irpo_nemo.records import Problem
 from irpo_nemo.tasks.gsm8k import PROMPT_TEMPLATE
 from irpo_nemo.tasks.problem_files import FileTask, Row, take_text
@@ -13,7 +15,7 @@ from irpo_nemo.tasks.problem_files import FileTask, Row, take_text
 
 def make_jsonl_task(config: IRPOConfig) -> FileTask:
     """The task of the files that the configuration names, with its prompt template and grader."""
-    grader = GRADERS[config.task.grader or "numeric"]
+    grader = config.task.grader or "numeric"
     return FileTask(
         config=config.task,
         prompt_template=config.task.prompt_template or PROMPT_TEMPLATE,
@@ -22,24 +24,26 @@ def make_jsonl_task(config: IRPOConfig) -> FileTask:
     )
 
 
-def read_problem(row: Row, grader: Grader) -> Problem:
+def read_problem(row: Row, grader: str) -> Problem:
     """Turn a row into a problem.
 
     Raises:
         DataError: A key is missing or empty, the gold answer is malformed, or the solution ends in another answer.
     """
-    answer = take_text(row, "answer")
-    return Problem(
+    problem = Problem(
         problem_id=take_text(row, "id") if row.get("id") is not None else "",
+        gold_answer=take_text(row, "answer"),
         question=take_text(row, "question"),
-        gold_answer=answer,
-        solution=_complete(take_text(row, "solution"), answer, grader) if row.get("solution") is not None else None,
     )
+    if row.get("solution") is None:
+        return problem
+    return replace(problem, solution=_complete(take_text(row, "solution"), problem, grader))
 
 
-def _complete(solution: str, answer: str, grader: Grader) -> str:
+def _complete(solution: str, problem: Problem, grader: str) -> str:
     """Let `solution` end in the final answer, as a completion should."""
-    grade = grader.grade(answer, solution)
+    answer = problem.gold_answer
+    grade = GRADERS[grader].grade(problem, solution)
     if grade.layer != "final_answer":
         return f"{solution}\nFinal answer: {answer}"
     if grade.verdict != "correct":

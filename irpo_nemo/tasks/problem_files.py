@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from irpo_nemo.config import TaskConfig
 from irpo_nemo.errors import DataError, MachineError
-from irpo_nemo.grading import Grade, Grader
+from irpo_nemo.grading import GRADERS
 from irpo_nemo.records import Problem
 
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ class FileTask:
 
     config: TaskConfig
     prompt_template: str
-    grader: Grader
+    grader: str
     read_problem: Callable[[Row], Problem]
     """Turns a row into a problem; its problem_id may be "" for the row's place. Raises DataError without a place."""
     subset: str | None = None
@@ -52,9 +52,6 @@ class FileTask:
             return None
         separator = "" if self.prompt_template[-1:].isspace() else " "
         return separator + problem.solution
-
-    def grade(self, gold_answer: str, completion_text: str) -> Grade:
-        return self.grader.grade(gold_answer, completion_text)
 
     def data_files(self) -> list[Path]:
         paths = [self.config.train_path, self.config.test_path]
@@ -82,7 +79,7 @@ class FileTask:
     def _read_row(self, place: str, row: Row, *, fallback_id: str) -> Problem:
         try:
             problem = self.read_problem(row)
-            self.grader.check_gold(problem.gold_answer)
+            GRADERS[self.grader].check_gold(problem)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
         return problem if problem.problem_id else replace(problem, problem_id=fallback_id)

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from irpo_nemo.grading import Grade
 from irpo_nemo.records import Problem
 
 
 class Task(Protocol):
     """Problems, prompt and grader. Everything is deterministic: two calls give the same."""
+
+    @property
+    def grader(self) -> str:
+        """The name of the grader, a key of `irpo_nemo.grading.GRADERS`."""
 
     def train_problems(self) -> list[Problem]:
         """The problems that candidates are sampled for.
@@ -33,13 +36,6 @@ class Task(Protocol):
 
     def gold_completion(self, problem: Problem) -> str | None:
         """The worked solution as a completion of the prompt, final answer last; None when the data has none."""
-
-    def grade(self, gold_answer: str, completion_text: str) -> Grade:
-        """Judge one completion.
-
-        Raises:
-            DataError: The gold answer is malformed.
-        """
 
     def data_files(self) -> list[Path]:
         """The local files that the task reads, without reading them."""

@@ -11,6 +11,7 @@ import pytest
 from irpo_nemo.errors import DataError
 from irpo_nemo.grading import numeric
 from irpo_nemo.grading.numeric import extract_number, read_number
+from tests.grading.problems import gold_problem
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -128,26 +129,29 @@ def test_layers_of_extraction(text: str, value: int | None, layer: str) -> None:
 
 
 def test_verdicts() -> None:
-    verdicts = [numeric.grade("0.5", f"Final answer: {answer}").verdict for answer in ("1/2", "0.50", "2", "half")]
+    verdicts = [
+        numeric.grade(gold_problem("0.5"), f"Final answer: {answer}").verdict for answer in ("1/2", "0.50", "2", "half")
+    ]
     assert verdicts == ["correct", "correct", "wrong", "unparsable"]
 
 
 def test_equal_answers_are_equal_strings() -> None:
     answers = {
-        numeric.grade("1", f"Final answer: {answer}").answer for answer in ("1,500", "1500.0", "$1500", "3000/2")
+        numeric.grade(gold_problem("1"), f"Final answer: {answer}").answer
+        for answer in ("1,500", "1500.0", "$1500", "3000/2")
     }
     assert answers == {"1500"}
 
 
 def test_comparison_is_exact() -> None:
-    assert numeric.grade("1/3", "0.3333333333").verdict == "wrong"
-    assert numeric.grade("12345678901234567890", "12345678901234567891").verdict == "wrong"
+    assert numeric.grade(gold_problem("1/3"), "0.3333333333").verdict == "wrong"
+    assert numeric.grade(gold_problem("12345678901234567890"), "12345678901234567891").verdict == "wrong"
 
 
 @pytest.mark.parametrize("gold", ["", "many", "5 or 6", "9" * 200])
 def test_malformed_gold_is_an_error(gold: str) -> None:
     with pytest.raises(DataError) as error:
-        numeric.check_gold(gold)
+        numeric.check_gold(gold_problem(gold))
     assert str(error.value) == f"gold answer {gold!r} is not one number; wanted for example 42, -3.5, 1,200 or 3/4."
 
 
@@ -171,14 +175,16 @@ def test_malformed_gold_is_an_error(gold: str) -> None:
 )
 def test_no_text_takes_long(text: str) -> None:
     began = time.process_time()
-    numeric.grade("1", text)
+    numeric.grade(gold_problem("1"), text)
     assert time.process_time() - began < 1.0
 
 
 @needs_data
 def test_every_gsm8k_solution_is_correct_against_itself() -> None:
     rows = [*read_rows("gsm8k_train.jsonl.gz"), *read_rows("gsm8k_test.jsonl")]
-    verdicts = [numeric.grade(row["answer"].rsplit("####", 1)[1].strip(), row["answer"]).verdict for row in rows]
+    verdicts = [
+        numeric.grade(gold_problem(row["answer"].rsplit("####", 1)[1].strip()), row["answer"]).verdict for row in rows
+    ]
     assert len(rows) == 8792
     assert set(verdicts) == {"correct"}
 
@@ -189,7 +195,7 @@ def test_openai_labels_of_gsm8k_solutions_are_met() -> None:
     disagreements = [
         row["solution"]
         for row in read_rows("gsm8k_openai_solutions.jsonl.gz")
-        if (numeric.grade(row["gold"], row["solution"]).verdict == "correct") != row["is_correct"]
+        if (numeric.grade(gold_problem(row["gold"]), row["solution"]).verdict == "correct") != row["is_correct"]
     ]
     assert disagreements == []
 
@@ -199,7 +205,7 @@ def test_real_outputs_disagree_with_the_published_parse_only_where_that_is_wrong
     """3804 outputs of six models; "35+70=105", "50dollars" and the like were published as no number."""
     disagreements = []
     for row in read_rows("gsm8k_outputs.jsonl.gz"):
-        grade = numeric.grade(row["gold"], row["response"])
+        grade = numeric.grade(gold_problem(row["gold"]), row["response"])
         if (grade.verdict == "correct") != bool(row["pred_num_equal"]):
             disagreements.append((row["gold"], row["pred"], grade.answer))
     assert sorted(disagreements) == [

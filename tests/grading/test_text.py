@@ -2,6 +2,7 @@ import pytest
 
 from irpo_nemo.errors import DataError
 from irpo_nemo.grading import text
+from tests.grading.problems import gold_problem
 
 
 @pytest.mark.parametrize(
@@ -19,11 +20,11 @@ from irpo_nemo.grading import text
     ],
 )
 def test_text_is_compared_in_normal_form(completion: str, verdict: str, layer: str) -> None:
-    grade = text.grade("New York", completion)
+    grade = text.grade(gold_problem("New York"), completion)
     assert (grade.verdict, grade.layer) == (verdict, layer)
 
 
 def test_empty_gold_is_an_error() -> None:
     with pytest.raises(DataError) as error:
-        text.check_gold(" . ")
+        text.check_gold(gold_problem(" . "))
     assert str(error.value) == "gold answer ' . ' is empty; wanted some text."

@@ -7,8 +7,10 @@ import pytest
 
 from irpo_nemo.config import ArithmeticConfig, IRPOConfig, TaskConfig
 from irpo_nemo.errors import ConfigError
+from irpo_nemo.grading import numeric
 from irpo_nemo.records import Problem
 from irpo_nemo.tasks import load_task
+from tests.grading.problems import gold_problem
 
 
 def small_config(seed: int = 0, **options: int | float) -> IRPOConfig:
@@ -50,10 +52,10 @@ def test_steps_of_a_solution_are_true_and_lead_from_one_to_the_next() -> None:
 def test_gold_completions_and_demonstrations_are_correct() -> None:
     task = load_task(small_config())
     for problem in task.train_problems():
-        grade = task.grade(problem.gold_answer, task.gold_completion(problem) or "")
+        grade = numeric.grade(problem, task.gold_completion(problem) or "")
         assert (grade.verdict, grade.layer) == ("correct", "final_answer")
     for prompt, completion in task.demonstrations():
-        assert task.grade(str(recompute(prompt)[-1]), completion).verdict == "correct"
+        assert numeric.grade(gold_problem(str(recompute(prompt)[-1])), completion).verdict == "correct"
 
 
 def test_train_test_and_demonstration_stories_are_disjoint_and_different() -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from irpo_nemo.config import IRPOConfig, TaskConfig
 from irpo_nemo.errors import DataError, MachineError
+from irpo_nemo.grading import GRADERS
 from irpo_nemo.tasks import Task, load_task
+from tests.grading.problems import gold_problem
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -49,7 +51,7 @@ def test_gsm8k_row_becomes_a_problem(tmp_path: Path) -> None:
     gold = " She sold 48/2 = 24 in May.\nIn all 48+24 = 72.\nFinal answer: 72"
     assert task.gold_completion(problem) == gold
     assert list(task.demonstrations()) == [(task.prompt(problem), gold)]
-    assert task.grade("72", gold).verdict == "correct"
+    assert GRADERS[task.grader].grade(gold_problem("72"), gold).verdict == "correct"
 
 
 def test_gzip_and_byte_order_mark_and_carriage_returns_are_read(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_all_of_gsm8k_is_read_and_every_gold_completion_is_correct() -> None:
     task = load_task(IRPOConfig(task=TaskConfig(name="gsm8k", **paths)))
     train, test = task.train_problems(), task.test_problems()
     assert (len(train), len(test)) == (7473, 1319)
-    grades = [task.grade(problem.gold_answer, task.gold_completion(problem) or "") for problem in train + test]
+    grades = [GRADERS[task.grader].grade(problem, task.gold_completion(problem) or "") for problem in train + test]
     assert {(grade.verdict, grade.layer) for grade in grades} == {("correct", "final_answer")}
     assert not any("<<" in (problem.solution or "") for problem in train + test)
     assert task.data_files() == [Path(paths["train_path"]), Path(paths["test_path"])]
@@ -106,7 +108,7 @@ def test_jsonl_row_becomes_a_problem(tmp_path: Path) -> None:
 def test_jsonl_takes_text_answers_with_the_text_grader(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "mine.jsonl", {"question": "Capital of France?", "answer": "Paris"})
     task = make_task("jsonl", path, grader="text")
-    assert task.grade(task.train_problems()[0].gold_answer, "Final answer: paris.").verdict == "correct"
+    assert GRADERS[task.grader].grade(task.train_problems()[0], "Final answer: paris.").verdict == "correct"
 
 
 def test_max_problems_do_not_read_further(tmp_path: Path) -> None:
