@@ -120,16 +120,55 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True)
+class ServerConfig:
+    """openai_server only: where /v1/completions is answered, and how patient we are."""
+
+    base_urls: list[str] = field(default_factory=list)
+    """Such as http://node1:8000/v1. Several share the work and stand in for each other."""
+    command: list[str] = field(default_factory=list)
+    """Instead of base_urls: starts a server of M_t on this machine; {model} and {port} are filled in."""
+    model: str | None = None
+    """What the server calls the model. When null, it must list one under the path of M_t's folder."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key; none is sent when it is not set."""
+    retokenize: bool = False
+    """Accept a server that gives text without token ids. Encoded again, it may differ from what was sampled."""
+    max_attempts: int = bounded(5, minimum=1)
+    """How often one completion is asked for when the server fails on it."""
+    request_timeout_seconds: float = bounded(600.0, above=0.0)
+    """For one answer, time in the server's queue included."""
+    patience_seconds: float = bounded(600.0, above=0.0)
+    """How long all servers may be away before sampling gives up; how long a started one may take."""
+
+
+@dataclass(kw_only=True)
 class SamplerConfig:
     """The engine that draws completions."""
 
-    name: str = one_of("transformers", "transformers")
+    name: str = one_of("transformers", "transformers", "openai_server")
     batch_size: int = bounded(256, minimum=1)
-    """Completions generated at once."""
+    """Completions generated at once, by each engine or server."""
     problems_per_part: int = bounded(128, minimum=1)
     """Problems per Parquet part; what an interruption can cost."""
     dtype: str = one_of("auto", "auto", "float32", "bfloat16")
-    """auto: float32 on a CPU, bfloat16 on CUDA."""
+    """transformers only. auto: float32 on a CPU, bfloat16 on CUDA."""
+    max_failed_share: float = bounded(0.01, minimum=0.0, maximum=1.0)
+    """Completions of a part that may fail for good. They are kept as failed: no pairs, wrong in evaluation."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+
+@dataclass(kw_only=True)
+class GradingConfig:
+    """How candidates are graded: in child processes, each with a processor core and limits."""
+
+    num_workers: int | None = bounded(None, minimum=1)
+    """Child processes; one a processor core when null."""
+    deadline_seconds: float = bounded(2.0, above=0.0)
+    """Processor time for one answer. One that takes longer becomes an error, which joins neither winners nor losers."""
+    memory_gib: float = bounded(1.0, minimum=0.25)
+    """Address space of a child; an answer that needs more becomes an error."""
+    audit: bool = False
+    """Ask a second, independent grader; a candidate that both judge differently joins neither winners nor losers."""
 
 
 @dataclass(kw_only=True)
@@ -517,6 +556,23 @@ def _check_task_files(config: IRPOConfig) -> Iterator[str]:
 
 
 _RELATIONS = (
+def _check_sampler(config: IRPOConfig) -> Iterator[str]:
+    server = config.sampler.server
+    if config.sampler.name != "openai_server":
+        return
+    if not server.base_urls and not server.command:
+        yield "sampler.server.base_urls: is empty; name servers (http://host:8000/v1), or set sampler.server.command"
+    if server.base_urls and server.command:
+        yield "sampler.server.command: is set and so is base_urls; a started server has its own address, leave one out"
+    if server.command and not all(any(part in word for word in server.command) for part in ("{model}", "{port}")):
+        yield f"sampler.server.command: is {' '.join(server.command)}, but must hold {{model}} and {{port}}"
+    if server.base_urls and server.model is not None and config.num_iterations:
+        yield (
+            f"sampler.server.model: is {server.model}, but each iteration samples from another model; "
+            f"leave it null, or set num_iterations=0 to evaluate this one"
+        )
+
+
     _check_name,
     _check_temperatures,
     _check_layout,
@@ -527,6 +583,7 @@ _RELATIONS = (
     _check_arithmetic,
     _check_task_files,
 )
+    _check_sampler,
 
 
 def dump_config(config: IRPOConfig) -> str:

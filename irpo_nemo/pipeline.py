@@ -33,8 +33,21 @@ TRAINING_SPLIT: Split = "train"
 ALL_SPLITS: tuple[Split, ...] = (TRAINING_SPLIT, EVALUATION_SPLIT)
 
 _TASK = ("seed", "task")
-_FREE_KEYS = ("keep_checkpoints", "checkpoint_every_steps", "train_path", "test_path")
-"""Last names of keys that change no result: housekeeping, and paths whose files enter by content."""
+_FREE_KEYS = (
+    "keep_checkpoints",
+    "checkpoint_every_steps",
+    "train_path",
+    "test_path",
+    "base_urls",
+    "command",
+    "api_key_variable",
+    "max_attempts",
+    "request_timeout_seconds",
+    "patience_seconds",
+    "max_failed_share",
+)
+"""Last names of keys that change no result: housekeeping, patience, and paths whose files enter by
+content."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 Verdict = Literal["correct", "wrong", "unparsable", "error"]
 """`unparsable`: no answer could be read; `error`: the grader failed on it, so it joins neither winners nor losers."""
 
-FinishReason = Literal["stop", "length"]
-"""`stop`: the end-of-sequence token was sampled (and is the last id); `length`: the token budget ran out."""
+FinishReason = Literal["stop", "length", "failed"]
+"""`stop`: the end-of-sequence token was sampled (and is the last id); `length`: the token budget ran out; `failed`: the
+sampler could not draw it, and there are no tokens."""
 
 CandidateKind = Literal["sample", "greedy", "gold"]
 """`gold`: the data set's own worked solution, in the model's tokens."""

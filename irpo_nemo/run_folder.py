@@ -75,6 +75,10 @@ class IterationFolder:
         """The folder of Parquet parts for `split`: "train" or an evaluation set's name."""
         return self.root / "samples" / split
 
+    def sampling_statistics(self, split: str) -> Path:
+        """A line of JSON for each part drawn; beside the parts, whose digest must not depend on times."""
+        return self.root / "samples" / f"{split}.jsonl"
+
     def graded(self, split: str) -> Path:
         """The folder of Parquet parts, one for each part of `samples(split)`."""
         return self.root / "graded" / split

@@ -12,7 +12,10 @@ from irpo_nemo.sampling.sampler import Completion, Sampler, SamplingRequest
 
 __all__ = ["SAMPLERS", "Completion", "Sampler", "SamplingRequest", "open_sampler"]
 
-SAMPLERS = {"transformers": "irpo_nemo.sampling.transformers"}
+SAMPLERS = {
+    "transformers": "irpo_nemo.sampling.transformers",
+    "openai_server": "irpo_nemo.sampling.openai_server",
+}
 """Module of each sampler; imported when it is opened, because some packages exist only in some containers."""
 
 

@@ -34,17 +34,30 @@ class Completion:
     text: str
     """Without special tokens."""
     finish_reason: FinishReason
+    failure: str | None = None
+    """Why there is none, when finish_reason is "failed"."""
+
+    @classmethod
+    def failed(cls, reason: str) -> "Completion":
+        """What stands for a completion that could not be drawn."""
+        return cls(token_ids=[], text="", finish_reason="failed", failure=reason)
 
 
 class Sampler(Protocol):
-    """An engine that holds one model."""
+    """An engine that holds one model, or several, or a way to a server that does."""
+
+    window: int
+    """Completions that it draws at once over all calls of `generate`, which may then come from several threads.
+    0: it wants one call at a time."""
+    honours_seeds: bool
+    """Whether a request drawn again gives the same completion."""
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
         """Draw one completion for each request, in their order.
 
         Raises:
             ConfigError: A prompt and its completion do not fit the model's positions.
-            MachineError: The device's memory does not suffice.
+            MachineError: The device's memory does not suffice, or an engine or server is gone for good.
         """
 
     def close(self) -> None:

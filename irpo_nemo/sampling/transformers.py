@@ -54,6 +54,9 @@ def open_sampler(config: IRPOConfig, model_folder: Path) -> "TransformersSampler
 class TransformersSampler:
     """A transformers model on one device."""
 
+    window = 0
+    honours_seeds = True
+
     def __init__(
         self,
         model: "transformers.PreTrainedModel",

@@ -7,13 +7,16 @@ from pathlib import Path
 from irpo_nemo.artifacts import list_parts, read_parts, read_records, write_json, write_records
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import ArtifactError
-from irpo_nemo.grading import GRADERS, Grader
+from irpo_nemo.grading import GRADERS, Grade, Grader
 from irpo_nemo.metrics import evaluate
 from irpo_nemo.pipeline import EVALUATION_SPLIT, splits_of
 from irpo_nemo.records import Candidate, GradedCandidate, Problem
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.stages.frame import StageResult
 from irpo_nemo.tasks import load_task
+
+_NOT_DRAWN = Grade(answer=None, verdict="error", layer="sampler")
+"""Of a candidate that the sampler could not draw."""
 
 
 def run(config: IRPOConfig, iteration: int | None) -> StageResult:
@@ -53,7 +56,7 @@ def _grade(grader: Grader, problems: dict[str, Problem], candidate: Candidate) -
             f"{candidate.candidate_id}: is no candidate of this task's problems. "
             f"Delete the iteration's samples folder and run `irpo run` again."
         )
-    grade = grader.grade(problem, candidate.text)
+    grade = _NOT_DRAWN if candidate.finish_reason == "failed" else grader.grade(problem, candidate.text)
     return GradedCandidate(
         candidate_id=candidate.candidate_id,
         problem_id=candidate.problem_id,

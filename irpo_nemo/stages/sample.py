@@ -1,15 +1,17 @@
 """problems ─► candidates: one engine start draws the training candidates and the evaluation generations of M_t."""
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 from irpo_nemo.artifacts import hash_model_folder
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.pipeline import Split, model_of, splits_of
 from irpo_nemo.run_folder import RunFolder
-from irpo_nemo.sampling import open_sampler
+from irpo_nemo.sampling import Sampler, open_sampler
 from irpo_nemo.sampling.parts import SamplingCounts, sample_split
 from irpo_nemo.stages.frame import StageResult
 from irpo_nemo.tasks import load_task
@@ -27,27 +29,37 @@ def run(config: IRPOConfig, iteration: int | None) -> StageResult:
     model = model_of(config, iteration)
     model_hash = hash_model_folder(model)
     tokenizer = load_tokenizer(model, trust_remote_code=config.model.trust_remote_code)
-    started = time.perf_counter()
-    sampler = open_sampler(config, model)
-    seconds = {"load": time.perf_counter() - started}
+    task = load_task(config)
+    seconds: dict[str, float] = {}
     counts = {}
-    try:
+    seeds_honoured = None
+    with ExitStack() as stack:
+
+        @functools.cache
+        def open_engine() -> Sampler:
+            nonlocal seeds_honoured
+            started = time.perf_counter()
+            sampler = open_sampler(config, model)
+            stack.callback(sampler.close)
+            seconds["load"] = time.perf_counter() - started
+            seeds_honoured = sampler.honours_seeds
+            return sampler
+
         for split in splits_of(config, iteration):
             counts[split] = sample_split(
-                sampler,
+                open_engine,
                 tokenizer,
-                load_task(config),
+                task,
                 config,
                 iteration=iteration,
                 split=split,
                 folder=folder.samples(split),
                 model_hash=model_hash,
+                statistics=folder.sampling_statistics(split),
                 on_progress=_log_progress(f"iteration {iteration}  sample {split}"),
             )
             seconds[split] = counts[split].seconds
-    finally:
-        sampler.close()
-    return StageResult(counts=_total(counts), seconds=seconds)
+    return StageResult(counts={**_total(counts), "seeds_honoured": seeds_honoured}, seconds=seconds)
 
 
 def _log_progress(title: str) -> Callable[[int, int, float], None]:
@@ -71,6 +83,8 @@ def _total(by_split: Mapping[Split, SamplingCounts]) -> dict[str, object]:
     fresh = completions - sum(counts.completions_resumed for counts in all_counts)
     seconds = sum(counts.seconds for counts in all_counts)
     summary = [f"{completions} completions", f"{truncated / completions:.1%} cut off"]
+    if failed := sum(counts.failed for counts in all_counts):
+        summary.append(f"{failed} failed")
     if seconds:
         summary.append(f"{fresh / seconds:.0f}/s")
     return {

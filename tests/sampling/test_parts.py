@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -5,10 +6,12 @@ import pytest
 
 from irpo_nemo.artifacts import list_parts, read_parts, read_records
 from irpo_nemo.config import IRPOConfig
-from irpo_nemo.errors import ArtifactError
-from irpo_nemo.records import Candidate
+from irpo_nemo.errors import ArtifactError, MachineError
+from irpo_nemo.grading import GRADERS
+from irpo_nemo.records import Candidate, GradedCandidate
 from irpo_nemo.sampling import Completion, Sampler, SamplingRequest, open_sampler
-from irpo_nemo.sampling.parts import SamplingCounts, Split, SplitSettings, derive_seed, sample_split
+from irpo_nemo.sampling.parts import WHOLE, SamplingCounts, Shard, Split, SplitSettings, derive_seed, sample_split
+from irpo_nemo.stages.grade import grade_parts
 from irpo_nemo.tasks import load_task
 from irpo_nemo.tokenization import decode, encode_completion, load_tokenizer
 from tests.sampling.conftest import make_config
@@ -20,6 +23,8 @@ class CountingSampler:
     def __init__(self, sampler: Sampler, *, break_after: int | None = None) -> None:
         self._sampler = sampler
         self._break_after = break_after
+        self.window = sampler.window
+        self.honours_seeds = sampler.honours_seeds
         self.num_requests = 0
         self.num_calls = 0
 
@@ -51,11 +56,13 @@ def sample(model_folder: Path) -> Sample:
         iteration: int = 0,
         model_hash: str = "a" * 64,
         sampler: Sampler | None = None,
+        shard: Shard = WHOLE,
+        statistics: Path | None = None,
         on_progress: Callable[[int, int, float], None] | None = None,
     ) -> SamplingCounts:
         config = config or make_config()
         return sample_split(
-            sampler or engine,
+            lambda: sampler or engine,
             tokenizer,
             load_task(config),
             config,
@@ -63,6 +70,8 @@ def sample(model_folder: Path) -> Sample:
             split=split,
             folder=folder,
             model_hash=model_hash,
+            shard=shard,
+            statistics=statistics,
             on_progress=on_progress,
         )
 
@@ -242,3 +251,85 @@ def test_settings_may_change_while_there_are_no_parts(sample: Sample, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         sample(tmp_path, sampler=CountingSampler(engine, break_after=0))
     assert sample(tmp_path, model_hash="b" * 64).completions == 30
+
+
+class FailingSampler:
+    """Cannot draw some candidates."""
+
+    window = 0
+    honours_seeds = True
+
+    def __init__(self, sampler: Sampler, failing: set[str]) -> None:
+        self._sampler = sampler
+        self._failing = failing
+
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
+        drawn = zip(requests, self._sampler.generate(requests), strict=True)
+        return [Completion.failed("no luck") if r.candidate_id in self._failing else made for r, made in drawn]
+
+    def close(self) -> None:
+        self._sampler.close()
+
+
+def test_what_could_not_be_drawn_is_kept_as_failed_and_graded_as_error(
+    sample: Sample, tmp_path: Path, model_folder: Path
+) -> None:
+    config = make_config()
+    config.sampler.max_failed_share = 0.2
+    problem = load_task(config).train_problems()[0].problem_id
+    failing = FailingSampler(open_sampler(config, model_folder), {f"{problem}/sample/1"})
+    assert sample(tmp_path / "samples", config=config, sampler=failing).failed == 1
+    failed = read(tmp_path / "samples")[1]
+    assert (failed.finish_reason, failed.token_ids, failed.text) == ("failed", [], "")
+    task = load_task(config)
+    grade_parts(GRADERS[task.grader], task.train_problems(), tmp_path / "samples", tmp_path / "graded")
+    verdict = list(read_parts(tmp_path / "graded", GradedCandidate))[1]
+    assert (verdict.verdict, verdict.answer, verdict.layer) == ("error", None, "sampler")
+
+
+def test_too_many_failures_stop_the_stage(sample: Sample, tmp_path: Path, model_folder: Path) -> None:
+    problem = load_task(make_config()).train_problems()[0].problem_id
+    failing = FailingSampler(open_sampler(make_config(), model_folder), {f"{problem}/sample/1"})
+    with pytest.raises(MachineError) as error:
+        sample(tmp_path, sampler=failing)
+    assert str(error.value) == (
+        f"{tmp_path}/part-00000.parquet: 1 of 12 completions could not be drawn; the first: no luck. Look at the "
+        "engine's or the server's log, or set sampler.max_failed_share to at least 0.083 to go on without them."
+    )
+    assert list_parts(tmp_path) == []
+
+
+def test_equal_samples_of_a_problem_are_counted(sample: Sample, tmp_path: Path) -> None:
+    config = make_config()
+    config.sampling.temperature = [1e-6]
+    assert sample(tmp_path, config=config).duplicates == 20
+
+
+def test_each_part_leaves_a_line_of_statistics(sample: Sample, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    counts = sample(tmp_path / "train", statistics=path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["part"] for line in lines] == [0, 1, 2]
+    assert [line["problems"] for line in lines] == [4, 4, 2]
+    assert sum(line["tokens"] for line in lines) == counts.tokens
+    assert all(line["tokens_per_second"] > 0 and line["problems_per_second"] > 0 for line in lines)
+
+
+def test_shards_draw_their_own_parts_and_together_all(sample: Sample, tmp_path: Path) -> None:
+    drawn = [sample(tmp_path / "shards", shard=Shard(index, 2)).completions for index in (1, 0)]
+    assert drawn == [12, 18]
+    sample(tmp_path / "whole")
+    assert read(tmp_path / "shards") == read(tmp_path / "whole")
+    merged = sample(tmp_path / "shards")
+    assert (merged.completions, merged.completions_resumed) == (30, 30)
+
+
+def test_a_part_too_many_is_refused(sample: Sample, tmp_path: Path) -> None:
+    sample(tmp_path)
+    list_parts(tmp_path)[0].with_name("part-00003.parquet").write_bytes(list_parts(tmp_path)[0].read_bytes())
+    with pytest.raises(ArtifactError) as error:
+        sample(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/part-00003.parquet: holds none of this task's problems, which fill 3 parts. "
+        f"Delete {tmp_path} to sample again."
+    )
