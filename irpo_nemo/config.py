@@ -158,20 +158,6 @@ class SamplerConfig:
 
 
 @dataclass(kw_only=True)
-class GradingConfig:
-    """How candidates are graded: in child processes, each with a processor core and limits."""
-
-    num_workers: int | None = bounded(None, minimum=1)
-    """Child processes; one a processor core when null."""
-    deadline_seconds: float = bounded(2.0, above=0.0)
-    """Processor time for one answer. One that takes longer becomes an error, which joins neither winners nor losers."""
-    memory_gib: float = bounded(1.0, minimum=0.25)
-    """Address space of a child; an answer that needs more becomes an error."""
-    audit: bool = False
-    """Ask a second, independent grader; a candidate that both judge differently joins neither winners nor losers."""
-
-
-@dataclass(kw_only=True)
 class PairingConfig:
     """How graded candidates become pairs (paper, section 2)."""
 
@@ -555,7 +541,6 @@ def _check_task_files(config: IRPOConfig) -> Iterator[str]:
         yield f"task.grader: is {task.grader}, but task {task.name} brings its own; leave it out"
 
 
-_RELATIONS = (
 def _check_sampler(config: IRPOConfig) -> Iterator[str]:
     server = config.sampler.server
     if config.sampler.name != "openai_server":
@@ -573,6 +558,7 @@ def _check_sampler(config: IRPOConfig) -> Iterator[str]:
         )
 
 
+_RELATIONS = (
     _check_name,
     _check_temperatures,
     _check_layout,
@@ -582,8 +568,8 @@ def _check_sampler(config: IRPOConfig) -> Iterator[str]:
     _check_lengths,
     _check_arithmetic,
     _check_task_files,
-)
     _check_sampler,
+)
 
 
 def dump_config(config: IRPOConfig) -> str:
