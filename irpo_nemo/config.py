@@ -158,6 +158,20 @@ class SamplerConfig:
 
 
 @dataclass(kw_only=True)
+class GradingConfig:
+    """How candidates are graded: in child processes, each with a processor core and limits."""
+
+    num_workers: int | None = bounded(None, minimum=1)
+    """Child processes; one a processor core when null."""
+    deadline_seconds: float = bounded(2.0, above=0.0)
+    """Processor time for one answer. One that takes longer becomes an error, which joins neither winners nor losers."""
+    memory_gib: float = bounded(1.0, minimum=0.25)
+    """Address space of a child; an answer that needs more becomes an error."""
+    audit: bool = False
+    """Ask a second, independent grader; a candidate that both judge differently joins neither winners nor losers."""
+
+
+@dataclass(kw_only=True)
 class PairingConfig:
     """How graded candidates become pairs (paper, section 2)."""
 
@@ -265,6 +279,7 @@ class IRPOConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    grading: GradingConfig = field(default_factory=GradingConfig)
     pairing: PairingConfig = field(default_factory=PairingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

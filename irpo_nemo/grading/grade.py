@@ -14,7 +14,7 @@ class Grade:
     """The extracted answer in normal form. None when none could be read."""
     verdict: Verdict
     layer: str
-    """Which rule found the answer, or "none"."""
+    """Which rule found the answer or decided, or "none". Of an error: "deadline", "memory" or "crash"."""
 
 
 class Grader(Protocol):
@@ -39,3 +39,6 @@ class Grader(Protocol):
 
     def is_same(self, left: str, right: str) -> bool:
         """Whether two answers, each the `answer` of a Grade, mean the same; for majority votes."""
+
+    def golden_cases(self) -> list[tuple[Problem, str, Verdict]]:
+        """Problems, completions and the verdicts they must get, for the self-test before any grading."""

@@ -7,7 +7,7 @@ last line that is not empty (layer last_line).
 from irpo_nemo.errors import DataError
 from irpo_nemo.grading.extract import cut_invented_question, find_final_answer
 from irpo_nemo.grading.grade import Grade
-from irpo_nemo.records import Problem
+from irpo_nemo.records import Problem, Verdict
 
 
 def check_gold(problem: Problem) -> None:
@@ -52,3 +52,14 @@ def _extract_text(completion_text: str) -> tuple[str, str]:
 def normalize(text: str) -> str:
     """Fold case, collapse white space, and drop markdown emphasis around and a period at the end."""
     return " ".join(text.casefold().split()).strip("*` ").removesuffix(".").rstrip("*` ")
+
+
+def golden_cases() -> list[tuple[Problem, str, Verdict]]:
+    """Problems, completions and the verdicts they must get; a self-test of this machine."""
+    paris = Problem(problem_id="", question="", gold_answer="Paris")
+    return [
+        (paris, "It lies on the Seine.\nFinal answer: **paris**.", "correct"),
+        (paris, "Paris", "correct"),
+        (paris, "Final answer: Paris, Texas", "wrong"),
+        (paris, "  \n", "unparsable"),
+    ]
