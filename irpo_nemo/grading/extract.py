@@ -1,21 +1,69 @@
-"""Where in a completion the answer stands. Knows nothing of what an answer means."""
+r"""Where in a completion the answer stands. Knows nothing of what an answer means."""
 
+import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-# "Final answer: ...", with markdown and "is" tolerated; without a colon only right before something like a number,
-# because "the final answer is obtained by ..." announces nothing.
+# "Final answer: ...", with markdown and "is" tolerated; without a colon only right before something like a number or
+# formula, because "the final answer is obtained by ..." announces nothing.
 _FINAL_ANSWER = re.compile(
-    r"final\s+answer\s{0,3}(?:is\s{0,3})?\*{0,3}\s{0,3}[:=]|final\s+answer\s+is(?=\W{0,8}(?:\d|\\boxed|\\d?frac))",
+    r"final\s+answer\s{0,3}(?:is\s{0,3})?\*{0,3}\s{0,3}[:=]"
+    r"|final\s+answer\s+is(?=\W{0,8}(?:\d|\\boxed|\\fbox|\\d?frac)|\s+[$]|\s+\\[(\[])",
     re.IGNORECASE,
 )
+_FINAL_ANSWER_AGAIN = re.compile(r"\W*(?:the\s+)?final\s+answer\s+is\s*:?|\W*the\s+answer\s+is\s*:?", re.IGNORECASE)
 _NEXT_QUESTION = re.compile(r"^[ \t]*Question:", re.MULTILINE)
+_ANNOUNCED = re.compile(
+    r"\\f?boxed\s*\{[^}\s]|final\s+answer|answer\s+is|^####|</answer>", re.IGNORECASE | re.MULTILINE
+)
+_RUN_ON = re.compile(
+    r"I hope (?:it is|it's|this is) correct"
+    r"|^[ \t#*]*(?:Question|Problem|Exercise|Example|Q|Human|User|Instruction|Input)[ \t]*\#?\d*[ \t]*\*{0,2}[:.]"
+    r"|^[ \t]*#+[ \t]*(?:Question|Problem|Exercise|Example|Instruction|Input)\b"
+    r"|\b(?:your turn|solve (?:this|the following|the next|another) (?:problem|question))\b"
+    r"|\b(?:next|new|another) problem\b"
+    r"|<\|(?:im_end|eot_id|endoftext|end_of_text)\|>",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BOX_OR_BRACE = re.compile(r"(\\(?:boxed|fbox|framebox)\s*\{)|\\[{}\\]|(\{)|(\})|\\(?:boxed|fbox)\s+([^\s{}$\\.,;]+)")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s,;$&]|\\[()\[\],;!]|\\q?quad|\\text\{[\s,]*(?:and|or)?[\s,]*\}|and|or|\\\\|[A-Za-z](?:_\{?\w\}?)?(?:\([a-z]\))?\s*=)*"
+)
+_JSON_ANSWER = re.compile(r'"(?:final_?)?answer"\s*:\s*("(?:[^"\\\n]|\\.)*"|-?[\d.]+)', re.IGNORECASE)
+_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL)
+_ANSWER_IS = re.compile(
+    r"\banswer\b(?:\s+(?:to|for|of|in)\b[^.\n:=]{0,80}?)?\s{0,3}"
+    r"(?:\*{0,3}\s?:|is\s?:?|are\b|=|would be|must be)\*{0,3}",
+    re.IGNORECASE,
+)
+
+MAX_TAG_LENGTH = 2000
+"""Characters within <answer> tags; what is longer is no answer."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A piece of text that announces the answer."""
+
+    text: str
+    layer: str
+    """The kind of announcement."""
+    position: int
+    """Where it ends in the completion."""
 
 
 def cut_invented_question(text: str) -> str:
-    """Keep what stands before a line that opens another "Question:"; a base model goes on to invent some."""
+    """Keep what stands before the model goes on to invent another question.
+
+    A line "Question:" opens one wherever something stands before it; other signs count only after an answer.
+    """
     for match in _NEXT_QUESTION.finditer(text):
         if text[: match.start()].strip():
-            return text[: match.start()]
+            text = text[: match.start()]
+            break
+    if (announced := _ANNOUNCED.search(text)) and (run_on := _RUN_ON.search(text, announced.end())):
+        return text[: run_on.start()]
     return text
 
 
@@ -26,22 +74,122 @@ def find_final_answer(text: str) -> tuple[str, str] | None:
         The rest of its line, and the lines below; None when there is no such phrase. The rest of the line is "" when it
         holds neither letter nor digit: then the answer is to be looked for below.
     """
-    ends = [match.end() for match in _FINAL_ANSWER.finditer(text)]
-    if not ends:
+    found = _last_match(_FINAL_ANSWER, text)
+    if found is None:
         return None
-    line, _, below = text[ends[-1] :].partition("\n")
+    end = found.end()
+    if again := _FINAL_ANSWER_AGAIN.match(text, end):
+        end = again.end()
+    line, _, below = text[end:].partition("\n")
     return line.strip() if any(map(str.isalnum, line)) else "", below
 
 
+def find_final_answer_position(text: str) -> int:
+    """Where the last "Final answer:" ends; -1 when there is none."""
+    found = _last_match(_FINAL_ANSWER, text)
+    return -1 if found is None else found.end()
+
+
+def _last_match(pattern: "re.Pattern[str]", text: str) -> "re.Match[str] | None":
+    last = None
+    for match in pattern.finditer(text):
+        last = match
+    return last
+
+
+def find_boxes(text: str) -> list[tuple[int, int, str]]:
+    r"""Every \boxed{...} and \fbox{...} that closes and is not empty, braces matched: begin, end, content.
+
+    A box within a box is part of it. "\boxed 5" counts too.
+    """
+    boxes: list[tuple[int, int, str]] = []
+    opened: list[tuple[int, int] | None] = []
+    for match in _BOX_OR_BRACE.finditer(text):
+        if match[1]:
+            opened.append(match.span())
+        elif match[2]:
+            opened.append(None)
+        elif match[3] and opened:
+            span = opened.pop()
+            if span is not None and not any(opened) and text[span[1] : match.start()].strip():
+                boxes.append((span[0], match.end(), text[span[1] : match.start()]))
+        elif match[4] and not any(opened):
+            boxes.append((match.start(), match.end(), match[4]))
+    return boxes
+
+
 def find_last_boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...}, braces matched; None when there is none or it never closes."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    r"""The content of the last \boxed{...}; None when there is none, or none that closes and holds something."""
+    boxes = find_boxes(text)
+    return boxes[-1][2] if boxes else None
+
+
+def find_last_boxes(text: str) -> list[str]:
+    r"""The contents of the last boxes that only commas, "and", "or" or names keep apart: \boxed{-2} and \boxed{1}."""
+    boxes = find_boxes(text)
+    contents: list[str] = []
+    following = None
+    for begin, end, content in reversed(boxes):
+        if following is not None and not _BETWEEN_BOXES.fullmatch(text[end:following][:200]):
+            break
+        contents.insert(0, content)
+        following = begin
+    return contents
+
+
+def find_last_box_position(text: str) -> int:
+    """Where the last box ends; -1 when there is none."""
+    boxes = find_boxes(text)
+    return boxes[-1][1] if boxes else -1
+
+
+def find_json_answer(text: str) -> tuple[int, str] | None:
+    """The value of the last "answer" key of a JSON object, and where it ends; LaTeX in it may be escaped or not."""
+    match = _last_match(_JSON_ANSWER, text)
+    if match is None:
         return None
-    begin = start + len("\\boxed{")
-    depth = 1
-    for position in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[begin:position]
-    return None
+    value = match[1]
+    if value.startswith('"'):
+        value = _unescape(value)
+    return match.end(), value
+
+
+def _unescape(quoted: str) -> str:
+    if "\\\\" in quoted:
+        try:
+            return str(json.loads(quoted))
+        except ValueError:
+            pass
+    return quoted[1:-1].replace('\\"', '"')
+
+
+def find_tagged_answer(text: str) -> tuple[int, str] | None:
+    """What the last <answer>...</answer> holds, and where it ends."""
+    end = text.lower().rfind("</answer>")
+    if end < 0:
+        return None
+    start = text.lower().rfind("<answer>", 0, end)
+    content = text[start + len("<answer>") : end]
+    return (end, content) if start >= 0 and content.strip() and len(content) <= MAX_TAG_LENGTH else None
+
+
+def find_stated_answer(text: str) -> str | None:
+    """The rest of the sentence after the last "the answer is", "Answer:" and the like."""
+    match = _last_match(_ANSWER_IS, text)
+    if match is None:
+        return None
+    line, _, below = text[match.end() :].partition("\n")
+    if not any(map(str.isalnum, line)):
+        line = next((line for line in below.split("\n") if any(map(str.isalnum, line))), "")
+    return line.strip() or None
+
+
+def last_line(text: str) -> str:
+    """The last line with a letter or digit, or what a display formula at the end holds."""
+    text = text.strip()
+    if match := re.search(r"\\\[((?:(?!\\\[).){1,400})\\\][\s.]*$", text[-450:], re.DOTALL):
+        return f"${match[1].strip()}$"
+    if match := re.search(r"\$\$((?:(?!\$\$).){1,400})\$\$[\s.]*$", text[-450:], re.DOTALL):
+        return f"${match[1].strip()}$"
+    lines: Iterator[str] = (line for line in reversed(text.split("\n")) if any(map(str.isalnum, line)))
+    return next(lines, "").strip()

@@ -19,7 +19,7 @@ from fractions import Fraction
 from irpo_nemo.errors import DataError
 from irpo_nemo.grading.extract import cut_invented_question, find_final_answer, find_last_boxed
 from irpo_nemo.grading.grade import Grade
-from irpo_nemo.records import Problem
+from irpo_nemo.records import Problem, Verdict
 
 MAX_DIGITS = 100
 """Longer numbers are not read, so that no completion costs time or memory."""
@@ -81,6 +81,26 @@ def is_same(left: str, right: str) -> bool:
     return left == right
 
 
+def golden_cases() -> list[tuple[Problem, str, Verdict]]:
+    """Problems, completions and verdicts that hold on every sound installation."""
+    return [
+        (Problem(problem_id=f"golden-{number}", question="", gold_answer=gold), text, verdict)
+        for number, (gold, text, verdict) in enumerate(_GOLDEN)
+    ]
+
+
+_GOLDEN: tuple[tuple[str, str, Verdict], ...] = (
+    ("42", "6*7=42\nFinal answer: 42", "correct"),
+    ("1,200", "#### $1200.00", "correct"),
+    ("3/4", "\\boxed{\\frac{3}{4}}", "correct"),
+    ("50", "Final answer: 50%", "correct"),
+    ("0.1", "Final answer: 0.10000000000000001", "wrong"),
+    ("5", "Final answer: 5 or 6", "unparsable"),
+    ("5", "Final answer: 9**9**9", "unparsable"),
+    ("5", "I do not know.", "unparsable"),
+)
+
+
 def _read_gold(gold_answer: str) -> Fraction:
     value = read_number(gold_answer)
     if value is None:
@@ -99,10 +119,16 @@ def extract_number(completion_text: str) -> tuple[Fraction | None, str]:
         return read_number(hashes[-1]), "hash"
     if (content := find_last_boxed(text)) is not None:
         return read_number(content), "boxed"
+    value = find_last_number(text)
+    return value, "none" if value is None else "last_number"
+
+
+def find_last_number(text: str) -> Fraction | None:
+    """The last number of `text` that is not part of a power or a root; None when there is none."""
     for match in reversed(list(_NUMBER.finditer(_simplify(text)))):
         if (value := _value_of(match)) is not None:
-            return value, "last_number"
-    return None, "none"
+            return value
+    return None
 
 
 def read_number(phrase: str) -> Fraction | None:
