@@ -60,17 +60,34 @@ class ArithmeticConfig:
 class TaskConfig:
     """Problems, prompt and grader."""
 
-    name: str = one_of("arithmetic", "arithmetic", "gsm8k", "jsonl")
+    name: str = one_of("arithmetic", "arithmetic", "gsm8k", "hendrycks_math", "arc_challenge", "jsonl")
     train_path: str | None = None
-    """File of training problems, or a Hugging Face data set name such as openai/gsm8k."""
+    """File or folder of training problems, or a Hugging Face data set: openai/gsm8k, allenai/ai2_arc:ARC-Easy."""
+    extra_train_paths: list[str] = field(default_factory=list)
+    """More of them, such as ARC-Easy beside ARC-Challenge."""
     test_path: str | None = None
-    """File of evaluation problems, or a Hugging Face data set name."""
+    """File or folder of test problems, or a Hugging Face data set."""
+    dev_path: str | None = None
+    """The data's own development set; of a Hugging Face data set, its split "validation"."""
+    num_dev_problems: int = bounded(0, minimum=0)
+    """Without dev_path: training problems held out for development, drawn by `seed`. They are never trained on."""
+    evaluate_on: str = one_of("test", "test", "dev")
+    """dev: measure each M_t on the development problems, to choose settings without looking at the test set."""
     max_train_problems: int | None = bounded(None, minimum=1)
-    """Use the first so many problems; all of them when null."""
+    """Use the first so many problems; all of them when null. Counted after examples and dev problems are taken out."""
     max_test_problems: int | None = bounded(None, minimum=1)
+    """Measure on the first so many problems only; all of them when null."""
     prompt_template: str | None = None
-    """Text with {question} in it; the task's own prompt when null."""
-    grader: str | None = one_of(None, "numeric", "text")
+    """Text with {question}, and {shots} before it if there are examples; the task's own prompt when null."""
+    num_shots: int | None = bounded(None, minimum=0)
+    """Worked examples in the prompt. When null: those named below, else 4 for hendrycks_math and 0 for others."""
+    shot_ids: list[str] = field(default_factory=list)
+    """Ids of the training problems that are the examples. They leave the training problems."""
+    shots_path: str | None = None
+    """File of the examples, in the task's own format. When neither is given, fixed training problems are picked."""
+    chat_template: str = one_of("none", "none", "model")
+    """model: the prompt is a user's turn in the chat template of the model's tokenizer."""
+    grader: str | None = one_of(None, "numeric", "latex", "choice", "text")
     """jsonl only: how answers are compared. numeric when null."""
     arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
 
@@ -141,20 +158,78 @@ class ServerConfig:
     """How long all servers may be away before sampling gives up; how long a started one may take."""
 
 
+ENGINE_OPTIONS = (
+    "allreduce_strategy",
+    "attn_backend",
+    "batch_wait_max_tokens_ratio",
+    "batch_wait_timeout_iters",
+    "batch_wait_timeout_ms",
+    "checkpoint_format",
+    "disable_flashinfer_sampling",
+    "disable_overlap_scheduler",
+    "enable_attention_dp",
+    "enable_autotuner",
+    "enable_min_latency",
+    "env_overrides",
+    "force_dynamic_quantization",
+    "load_format",
+    "moe_cluster_parallel_size",
+    "moe_config",
+    "moe_expert_parallel_size",
+    "moe_tensor_parallel_size",
+    "pp_partition",
+    "sampler_force_async_worker",
+    "scheduler_config",
+    "speculative_config",
+    "torch_compile_config",
+)
+"""Further arguments of TensorRT-LLM 1.2's LLM that change no meaning of ours."""
+
+
+@dataclass(kw_only=True)
+class TensorRTLLMConfig:
+    """tensorrt_llm only: how many engines, and what each is started with."""
+
+    num_engines: int | None = bounded(None, minimum=1)
+    """Each with a copy of the model; as many as the visible GPUs allow when null."""
+    tensor_parallel_size: int = bounded(1, minimum=1)
+    pipeline_parallel_size: int = bounded(1, minimum=1)
+    max_seq_len: int | None = bounded(None, minimum=2)
+    """Tokens of prompt and completion; the model's positions when null."""
+    max_num_tokens: int = bounded(8192, minimum=1)
+    """Tokens that go through the model at once."""
+    enable_chunked_prefill: bool = True
+    """Read a prompt longer than max_num_tokens in pieces; without it such a prompt fails."""
+    enable_block_reuse: bool = True
+    """Keep keys and values of prompts, so that the samples of a problem share them."""
+    free_gpu_memory_fraction: float = bounded(0.9, above=0.0, maximum=1.0)
+    """Share for keys and values of what the weights leave free."""
+    kv_cache_dtype: str = one_of("auto", "auto", "fp8")
+    cuda_graphs: bool = True
+    sampler_type: str = one_of("auto", "auto", "TorchSampler", "TRTLLMSampler")
+    """TRTLLMSampler draws from each completion's own seed; the others, in version 1.2, from one seed per engine."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments for the engine: any of ENGINE_OPTIONS."""
+    start_timeout_seconds: float = bounded(1800.0, above=0.0)
+    silence_timeout_seconds: float = bounded(600.0, above=0.0)
+    """An engine that has work and answers nothing for so long is started again."""
+
+
 @dataclass(kw_only=True)
 class SamplerConfig:
     """The engine that draws completions."""
 
-    name: str = one_of("transformers", "transformers", "openai_server")
+    name: str = one_of("transformers", "transformers", "openai_server", "tensorrt_llm")
     batch_size: int = bounded(256, minimum=1)
     """Completions generated at once, by each engine or server."""
     problems_per_part: int = bounded(128, minimum=1)
     """Problems per Parquet part; what an interruption can cost."""
     dtype: str = one_of("auto", "auto", "float32", "bfloat16")
-    """transformers only. auto: float32 on a CPU, bfloat16 on CUDA."""
+    """auto: for transformers, float32 on a CPU and bfloat16 on CUDA; for tensorrt_llm, what the model folder says."""
     max_failed_share: float = bounded(0.01, minimum=0.0, maximum=1.0)
     """Completions of a part that may fail for good. They are kept as failed: no pairs, wrong in evaluation."""
     server: ServerConfig = field(default_factory=ServerConfig)
+    tensorrt_llm: TensorRTLLMConfig = field(default_factory=TensorRTLLMConfig)
 
 
 @dataclass(kw_only=True)
@@ -224,7 +299,15 @@ class TrainingConfig:
     """One training run. Batch sizes count pairs (demonstrations in supervised fine-tuning)."""
 
     global_batch_size: int = bounded(16, minimum=1)
-    micro_batch_size: int = bounded(4, minimum=1)
+    max_tokens_per_micro_batch: int = bounded(8192, minimum=1)
+    """Tokens that go through the model at once, on one data-parallel rank. One pair always fits, however long."""
+    order: str = one_of("shuffled", "shuffled", "by_problem")
+    """How an epoch is ordered: the paper's shuffle of pairs, or problems shuffled, the pairs of one side by side, which
+    is faster because they share their prompt and each completion is computed once."""
+    share_prompts: bool = True
+    """Compute a prompt once for all completions of it in a global batch, and each completion once; exact either way."""
+    pack: bool = True
+    """Put the sequences of a micro batch into one row without padding; exact either way."""
     num_epochs: int = bounded(1, minimum=1)
     max_steps: int | None = bounded(None, minimum=1)
     """Stop after so many optimizer steps, even within an epoch."""
@@ -485,14 +568,6 @@ def _check_layout(config: IRPOConfig) -> Iterator[str]:
             f"launcher.ranks: is {ranks}, but must be a multiple of tensor_model_parallel_size x "
             f"pipeline_model_parallel_size = {model_parallel}"
         )
-        return
-    for section, training in (("sft", config.sft), ("training", config.training)):
-        share = training.micro_batch_size * (ranks // model_parallel)
-        if training.global_batch_size % share:
-            yield (
-                f"{section}.global_batch_size: is {training.global_batch_size}, but must be a multiple of "
-                f"micro_batch_size x data-parallel ranks = {share}"
-            )
 
 
 def _check_schedules(config: IRPOConfig) -> Iterator[str]:
@@ -550,16 +625,49 @@ def _check_task_files(config: IRPOConfig) -> Iterator[str]:
         yield f"task.prompt_template: is {task.prompt_template!r}, but must hold {{question}}"
     if task.name != "arithmetic":
         for key in ("train_path", "test_path"):
-            if getattr(task, key) is None:
+            is_read = key == "train_path" or task.evaluate_on == "test"
+            if is_read and getattr(task, key) is None:
                 yield f"task.{key}: is null, but task {task.name} needs a file or a Hugging Face data set name"
+    else:
+        for key in ("num_shots", "shot_ids", "shots_path", "extra_train_paths", "dev_path"):
+            if getattr(task, key):
+                yield f"task.{key}: is {getattr(task, key)}, but task arithmetic makes its own problems; leave it out"
     if task.name != "jsonl" and task.grader is not None:
         yield f"task.grader: is {task.grader}, but task {task.name} brings its own; leave it out"
 
 
+def _check_development(config: IRPOConfig) -> Iterator[str]:
+    task = config.task
+    if task.dev_path is not None and task.num_dev_problems:
+        yield f"task.num_dev_problems: is {task.num_dev_problems}, but task.dev_path names a set; leave one out"
+    if task.evaluate_on == "dev" and task.dev_path is None and not task.num_dev_problems:
+        yield "task.evaluate_on: is dev, but there is no development set; set task.num_dev_problems or task.dev_path"
+
+
+def _check_prompt(config: IRPOConfig) -> Iterator[str]:
+    task = config.task
+    if task.shot_ids and task.shots_path is not None:
+        yield f"task.shot_ids: is {task.shot_ids}, but task.shots_path names the examples; leave one out"
+    if task.prompt_template is not None and (task.num_shots or task.shot_ids or task.shots_path):
+        head, mark, _ = task.prompt_template.partition("{shots}")
+        if not mark or "{question}" in head:
+            yield "task.prompt_template: has no {shots} before {question} for examples; add it, or set task.num_shots=0"
+    if task.chat_template == "model" and config.model.path is None:
+        yield "task.chat_template: is model, but a model of random weights has none; set none, or name model.path"
+
+
 def _check_sampler(config: IRPOConfig) -> Iterator[str]:
+    for option in config.sampler.tensorrt_llm.options:
+        if option not in ENGINE_OPTIONS:
+            near = difflib.get_close_matches(option, ENGINE_OPTIONS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(ENGINE_OPTIONS)}."
+            yield f"sampler.tensorrt_llm.options.{option}: no such option, or one with a key of its own.{hint}"
+    if config.sampler.name == "openai_server":
+        yield from _check_server(config)
+
+
+def _check_server(config: IRPOConfig) -> Iterator[str]:
     server = config.sampler.server
-    if config.sampler.name != "openai_server":
-        return
     if not server.base_urls and not server.command:
         yield "sampler.server.base_urls: is empty; name servers (http://host:8000/v1), or set sampler.server.command"
     if server.base_urls and server.command:
@@ -583,6 +691,8 @@ _RELATIONS = (
     _check_lengths,
     _check_arithmetic,
     _check_task_files,
+    _check_development,
+    _check_prompt,
     _check_sampler,
 )
 

@@ -23,7 +23,6 @@ from irpo_nemo.pipeline import find_file_mistakes
 PINNED = [
     "sft.max_steps=500",
     "training.global_batch_size=16",
-    "training.micro_batch_size=4",
     "training.optimizer.learning_rate=2e-4",
 ]
 """What these tests count on, whatever the quickstart is tuned to."""
@@ -66,11 +65,6 @@ def mistakes_of(*overrides: str, config: str = "quickstart") -> list[str]:
             "launcher.ranks=3",
             "quickstart: launcher.ranks: is 3, but must be a multiple of tensor_model_parallel_size x "
             "pipeline_model_parallel_size = 2",
-        ),
-        (
-            "training.micro_batch_size=5",
-            "quickstart: training.global_batch_size: is 16, but must be a multiple of micro_batch_size x "
-            "data-parallel ranks = 5",
         ),
         (
             "training.optimizer.min_learning_rate=1",

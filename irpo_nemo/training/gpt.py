@@ -3,24 +3,28 @@
 Everything is built from Megatron's local layer spec with our attention and norm in it, so TransformerEngine and apex
 are not needed. `parallel_state` must be initialised first, and `enable_megatron_on_cpu` called where there is no CUDA.
 
-Shapes: b = sequences, s = positions, v = vocabulary padded to a multiple of the tensor-parallel size tp.
+Shapes: b = rows, s = slots of a row, v = vocabulary padded to a multiple of the tensor-parallel size tp.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from irpo_nemo.config import ParallelConfig
 from irpo_nemo.model_shape import ModelShape, check_layout, padded_vocab_size, read_hf_config
-from irpo_nemo.training.attention import CausalAttention, RMSNorm
+from irpo_nemo.training.attention import GroupAttention, RMSNorm
 from irpo_nemo.training.families import Family, find_family
 from irpo_nemo.training.families.weights import load_hf_weights
+from irpo_nemo.training.layout import RowLayout
+from irpo_nemo.training.logprobs import linear_logprobs
 
 
 def build_gpt_model(
@@ -31,11 +35,10 @@ def build_gpt_model(
     sequence_parallel: bool = False,
     recompute_activations: bool = False,
     load_weights: bool = True,
-) -> list[GPTModel]:
+) -> list["PolicyGPTModel"]:
     """Build this rank's part of the model, on its CUDA device or on the CPU.
 
-    Call forward with (input_ids, position_ids, attention_mask=None) on right-padded batches [b, s]; the last pipeline
-    stage answers with logits [b, s, v/tp].
+    See `PolicyGPTModel.forward` for how it is called.
 
     Args:
         hf_folder: config.json, and safetensors weights unless load_weights is False.
@@ -65,7 +68,7 @@ def build_gpt_model(
         sequence_parallel=sequence_parallel,
         recompute_activations=recompute_activations,
     )
-    model = GPTModel(
+    model = PolicyGPTModel(
         config=config,
         transformer_layer_spec=_block_spec(config),
         vocab_size=padded_vocab_size(shape.vocab_size, parallel.tensor_model_parallel_size),
@@ -75,6 +78,7 @@ def build_gpt_model(
         parallel_output=True,
         **family.gpt_options(hf_config),
     )
+    model.true_vocab_size = shape.vocab_size
     if load_weights:
         load_hf_weights([model], hf_folder)
     return [model]
@@ -136,5 +140,82 @@ def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = CausalAttention
+    layer.submodules.self_attention.submodules.core_attention = GroupAttention
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+
+
+class PolicyGPTModel(GPTModel):
+    """Megatron's GPTModel over rows of groups, whose last pipeline stage answers with log-probs instead of logits."""
+
+    true_vocab_size: int
+    """Tokens that exist; Megatron's own vocab_size is padded."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.rotary_pos_emb = PositionedRotaryEmbedding(self.rotary_pos_emb)  # type: ignore[has-type]
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, attention_mask: None, *, layout: RowLayout | None = None
+    ) -> Tensor:
+        """Run this pipeline stage.
+
+        Args:
+            input_ids: [b, s], int64.
+            position_ids: [b, s], int64.
+            attention_mask: None.
+            layout: Groups of the rows; None for plain causal rows, padded at their end.
+
+        Returns:
+            On the last stage the log-prob of each of the layout's tokens, [tokens] fp32, or, without a layout, logits,
+            [b, s, v/tp]. Else hidden states, [s, b, h], s split where sequence parallel is on.
+        """
+        self.rotary_pos_emb.layout = layout
+        return super().forward(input_ids, position_ids, attention_mask, packed_seq_params=layout)
+
+    def _postprocess(
+        self, hidden_states: Tensor, *args: Any, packed_seq_params: RowLayout | None = None, **kwargs: Any
+    ) -> Tensor:
+        if not self.post_process:
+            return hidden_states
+        if packed_seq_params is None:
+            return super()._postprocess(hidden_states, *args, packed_seq_params=None, **kwargs)
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        else:
+            weight = self.output_layer.weight
+        if self.config.sequence_parallel:
+            hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states)
+        predictors = hidden_states.flatten(0, 1).index_select(0, packed_seq_params.predictors)
+        if not self.config.sequence_parallel:
+            predictors = tensor_parallel.copy_to_tensor_model_parallel_region(predictors)
+        return linear_logprobs(
+            predictors,
+            weight,
+            packed_seq_params.targets,
+            vocab_size=self.true_vocab_size,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+        )
+
+
+class PositionedRotaryEmbedding(torch.nn.Module):
+    """Megatron's rotary embedding, by the positions of a layout instead of by slot.
+
+    The layout is set before each forward; what this module answers then travels with the activations, so that their
+    recomputation does not ask again.
+    """
+
+    def __init__(self, rotary: RotaryEmbedding) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self.layout: RowLayout | None = None
+
+    def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> int:
+        """Positions that angles are needed of."""
+        return self.rotary.get_rotary_seq_len(*args, **kwargs) if self.layout is None else self.layout.max_position
+
+    def forward(self, max_seq_len: int, **options: Any) -> Tensor:
+        """Angles, [s, b, 1, head_dim]; without a layout Megatron's own, [s, 1, 1, head_dim]."""
+        if self.layout is None:
+            return self.rotary(max_seq_len, **options)
+        table = self.rotary(max_seq_len, **options)[:, 0, 0]
+        return table[self.layout.position_ids.t()].unsqueeze(2)

@@ -22,11 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from irpo_nemo.config import LossConfig, ParallelConfig, TrainingConfig
-from irpo_nemo.model_shape import read_hf_config
 from irpo_nemo.training.batches import MicroBatch
 from irpo_nemo.training.families.weights import export_hf
 from irpo_nemo.training.gpt import build_gpt_model
-from irpo_nemo.training.logprobs import sum_completion_logprobs, vocab_parallel_logprobs
+from irpo_nemo.training.logprobs import sum_by_completion
 from irpo_nemo.training.loss import pair_losses
 from irpo_nemo.training.parallel import initialize_parallel, reports_losses, training_device
 
@@ -78,7 +77,6 @@ class IRPOModel(ModelPT):
                 Path(self.options.hf_folder), parallel=self.options.parallel, bf16=self.options.training.bf16
             )
         )
-        self.vocab_size = int(read_hf_config(self.options.hf_folder)["vocab_size"])
         self.step = 0
         """Optimizer steps taken, over all resumptions."""
         self.megatron_optimizer: Any = None
@@ -129,7 +127,7 @@ class IRPOModel(ModelPT):
         for chunk in self._wrapped:
             chunk.zero_grad_buffer()
         self.megatron_optimizer.zero_grad()
-        outputs = self._run_schedule(self._wrapped, batch, self._loss_of_rows, forward_only=False)
+        outputs = self._run_schedule(self._wrapped, batch, self._loss, forward_only=False)
         return _reduce_metrics(outputs)
 
     @torch.no_grad()
@@ -137,9 +135,10 @@ class IRPOModel(ModelPT):
         """Score completions without gradients.
 
         Returns:
-            Summed log-probs of each micro batch's rows, [sequences] fp32, where `reports_losses`; None on other ranks.
+            Summed log-probs of each micro batch's completions, [completions] fp32, where `reports_losses`; None
+            elsewhere.
         """
-        outputs = self._run_schedule(list(self.chunks), batch, _scores_of_rows, forward_only=True)
+        outputs = self._run_schedule(list(self.chunks), batch, _scores, forward_only=True)
         return [output["logprobs"] for output in outputs] if reports_losses() else None
 
     def export(self, folder: Path) -> None:
@@ -157,7 +156,7 @@ class IRPOModel(ModelPT):
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         return get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, vocab_size=self.vocab_size, finish=finish),
+            forward_step_func=partial(_forward_step, finish=finish),
             data_iterator=iter(batch),
             model=chunks,
             num_microbatches=len(batch),
@@ -166,18 +165,17 @@ class IRPOModel(ModelPT):
             forward_only=forward_only,
         )
 
-    def _loss_of_rows(
-        self, batch: MicroBatch, sums: Tensor, counts: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _loss(self, batch: MicroBatch, sums: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Megatron's loss contract: (sum over units, number of units, sums of metrics).
 
         Units are what the global batch's mean is over: pairs, or the completion tokens of demonstrations.
         """
-        if batch.has_rejected:
-            metrics, loss = self._pair_metrics(batch, sums, counts)
+        if batch.rejected is not None:
+            metrics, loss = self._pair_metrics(batch, sums, batch.rejected)
             units = batch.weights
         else:
-            metrics, loss = _demonstration_metrics(sums, counts)
+            counts = batch.completion_lengths[batch.chosen]
+            metrics, loss = _demonstration_metrics(sums[batch.chosen], counts)
             units = batch.weights * counts
         weighted = (metrics * batch.weights).sum(dim=1)
         totals = torch.stack([units.sum(), batch.weights.sum()])
@@ -187,17 +185,18 @@ class IRPOModel(ModelPT):
             {"sums": torch.cat([weighted, totals]).detach().double()},
         )
 
-    def _pair_metrics(self, batch: MicroBatch, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair_metrics(self, batch: MicroBatch, sums: Tensor, rejected_indices: Tensor) -> tuple[Tensor, Tensor]:
         """[len(METRIC_NAMES), pairs] and the loss, [pairs]."""
-        chosen, rejected = sums.chunk(2)
-        reference_chosen, reference_rejected = batch.reference_logprobs.chunk(2)
-        chosen_tokens, rejected_tokens = counts.chunk(2)
+        chosen, rejected = sums[batch.chosen], sums[rejected_indices]
+        chosen_tokens, rejected_tokens = (
+            batch.completion_lengths[indices] for indices in (batch.chosen, rejected_indices)
+        )
         loss = self.options.loss
         losses = pair_losses(
             chosen,
             rejected,
-            reference_chosen,
-            reference_rejected,
+            batch.reference_logprobs[0],
+            batch.reference_logprobs[1],
             chosen_tokens,
             beta=loss.beta,
             dpo_weight=loss.dpo_weight,
@@ -228,25 +227,20 @@ def read_options(cfg: DictConfig) -> IRPOModelConfig:
 
 
 def _forward_step(
-    data: Iterator[MicroBatch], model: torch.nn.Module, *, vocab_size: int, finish: Callable[..., Any]
+    data: Iterator[MicroBatch], model: torch.nn.Module, *, finish: Callable[..., Any]
 ) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Megatron's forward-step contract: the chunk's output, and what turns the last stage's output into a loss."""
     batch = next(data).to(training_device())
-    output = model(input_ids=batch.tokens, position_ids=batch.position_ids, attention_mask=None)
-    return output, partial(_finish_rows, batch=batch, vocab_size=vocab_size, finish=finish)
+    output = model(input_ids=batch.tokens, position_ids=batch.position_ids, attention_mask=None, layout=batch.layout)
+    return output, partial(_finish, batch=batch, finish=finish)
 
 
-def _finish_rows(logits: Tensor, *, batch: MicroBatch, vocab_size: int, finish: Callable[..., Any]) -> Any:
-    """Sum each row's completion log-probs and hand them on. `logits`: [sequences, seq, vocab/tp]."""
-    from megatron.core import parallel_state
-
-    tp_group = parallel_state.get_tensor_model_parallel_group()
-    logprobs = vocab_parallel_logprobs(logits, batch.targets, vocab_size=vocab_size, tp_group=tp_group)
-    sums, counts = sum_completion_logprobs(logprobs, batch.completion_mask)
-    return finish(batch, sums, counts)
+def _finish(logprobs: Tensor, *, batch: MicroBatch, finish: Callable[..., Any]) -> Any:
+    """Sum each completion's log-probs and hand them on. `logprobs`: [tokens]."""
+    return finish(batch, sum_by_completion(logprobs, batch.completion_lengths))
 
 
-def _scores_of_rows(batch: MicroBatch, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # noqa: ARG001
+def _scores(batch: MicroBatch, sums: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # noqa: ARG001
     return sums.sum(), torch.ones((), dtype=torch.int, device=sums.device), {"logprobs": sums.clone()}
 
 

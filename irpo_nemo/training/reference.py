@@ -14,7 +14,14 @@ import torch.distributed as dist
 from irpo_nemo.artifacts import read_records, write_records
 from irpo_nemo.errors import ModelError
 from irpo_nemo.records import PreferencePair, ReferenceLogprob
-from irpo_nemo.training.batches import Completion, Example, MicroBatch, make_micro_batch
+from irpo_nemo.training.batches import (
+    Completion,
+    Example,
+    batch_options,
+    make_micro_batch,
+    make_units,
+    plan_micro_batches,
+)
 from irpo_nemo.training.model import IRPOModel
 from irpo_nemo.training.parallel import (
     data_parallel_rank,
@@ -45,7 +52,7 @@ def reference_logprobs(
         if is_rank_zero():
             logger.info("%s is of other weights or other pairs; scoring again", path)
         dist.barrier()  # every rank has read it before rank 0 replaces it
-    logprobs = score_completions(policy, list(completions.values()), rows_per_micro_batch=rows_at_once(policy))
+    logprobs = score_completions(policy, list(completions.values()))
     references = [
         ReferenceLogprob(
             candidate_id=candidate_id,
@@ -70,7 +77,7 @@ def unique_completions(pairs: Sequence[PreferencePair]) -> dict[str, Completion]
             (pair.chosen_id, pair.chosen_token_ids),
             (pair.rejected_id, pair.rejected_token_ids),
         ):
-            completions[candidate_id] = Completion(prompt=pair.prompt_token_ids, completion=token_ids)
+            completions[candidate_id] = Completion(prompt=tuple(pair.prompt_token_ids), completion=tuple(token_ids))
     return completions
 
 
@@ -79,37 +86,36 @@ def _covers(stored: Sequence[ReferenceLogprob], completions: dict[str, Completio
     return known.keys() == completions.keys() and all(record.model_hash == model_hash for record in stored)
 
 
-def rows_at_once(policy: IRPOModel) -> int:
-    """Rows of a forward-only micro batch: as many as a training micro batch has, which fit with their gradients."""
-    return 2 * policy.options.training.micro_batch_size
-
-
-def score_completions(
-    policy: IRPOModel, completions: Sequence[Completion], *, rows_per_micro_batch: int
-) -> list[float]:
+def score_completions(policy: IRPOModel, completions: Sequence[Completion]) -> list[float]:
     """Summed log-prob of each completion, in order, on every rank. All-reduces once over all ranks.
+
+    Completions of one prompt share it; their order and grouping follow from the tokens alone.
 
     Raises:
         ModelError: A log-prob is not finite.
     """
-    by_length = sorted(range(len(completions)), key=lambda index: completions[index].length)
-    chunks = [by_length[i : i + rows_per_micro_batch] for i in range(0, len(by_length), rows_per_micro_batch)]
-    mine = chunks[data_parallel_rank() :: data_parallel_size()]
-    logprobs = torch.zeros(len(completions), dtype=torch.float64, device=training_device())
+    options = batch_options(policy.options.training)
+    different = {(item.prompt, item.completion): item for item in completions}
+    index_of = {tokens: index for index, tokens in enumerate(different)}
+    units = make_units([Example(chosen=item, rejected=None) for item in different.values()], options)
+    mine = plan_micro_batches(units, ranks=data_parallel_size(), options=options)[data_parallel_rank()]
+    logprobs = torch.zeros(len(different), dtype=torch.float64, device=training_device())
     for start in range(0, len(mine), SCHEDULE_MICRO_BATCHES):
-        indices = mine[start : start + SCHEDULE_MICRO_BATCHES]
-        scores = policy.completion_logprobs([_rows_of([completions[i] for i in part]) for part in indices])
-        if scores is not None:
-            for part, values in zip(indices, scores, strict=True):
-                logprobs[part] = values.double()
+        parts = mine[start : start + SCHEDULE_MICRO_BATCHES]
+        scores = policy.completion_logprobs([make_micro_batch(part, pack=options.pack) for part in parts])
+        for part, sums in zip(parts, scores or [], strict=False):
+            indices = [
+                index_of[group.prompt, completion]
+                for unit in part
+                for group in unit.groups
+                for completion in group.completions
+            ]
+            weights = [unit.weight for unit in part for group in unit.groups for _ in group.completions]
+            logprobs[indices] += sums.double() * torch.tensor(weights, device=sums.device)
     if not reports_losses():
         logprobs.zero_()
     dist.all_reduce(logprobs)
     if not bool(torch.isfinite(logprobs).all()):
         raise ModelError("reference log-probs: not all are finite; the model's weights hold NaN or infinity")
-    return logprobs.tolist()
-
-
-def _rows_of(completions: Sequence[Completion]) -> MicroBatch:
-    examples = [Example(chosen=completion, rejected=None) for completion in completions]
-    return make_micro_batch(examples, [1.0] * len(examples))
+    values = logprobs.tolist()
+    return [values[index_of[item.prompt, item.completion]] for item in completions]

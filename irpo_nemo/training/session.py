@@ -27,6 +27,7 @@ from irpo_nemo.run_folder import TrainFolder
 from irpo_nemo.training.batches import (
     Example,
     GlobalBatches,
+    batch_options,
     count_steps,
     examples_of_demonstrations,
     examples_of_pairs,
@@ -157,7 +158,8 @@ def fit(
     batches = GlobalBatches(
         examples,
         global_batch_size=training.global_batch_size,
-        micro_batch_size=training.micro_batch_size,
+        options=batch_options(training),
+        order=training.order,
         num_steps=num_steps,
         seed=policy.options.seed,
         rank=data_parallel_rank(),

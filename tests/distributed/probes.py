@@ -10,15 +10,25 @@ from torch import Tensor
 
 
 def run_schedule(
-    chunks: Sequence[Any], tokens: Tensor, finish: Callable[[Tensor], Any], *, forward_only: bool
+    chunks: Sequence[Any],
+    tokens: Tensor,
+    finish: Callable[[Tensor], Any],
+    *,
+    forward_only: bool,
+    positions: Tensor | None = None,
+    layout: Any = None,
 ) -> list[Any]:
-    """Run `tokens`, [batch, seq], through the pipeline; `finish` gets the last stage's [batch, seq, vocab/tp]."""
+    """Run `tokens`, [batch, seq], through the pipeline; `finish` gets the last stage's answer.
+
+    That is logits, [batch, seq, vocab/tp], or, with a layout, the log-probs of its tokens.
+    """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    if positions is None:
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
 
     def forward_step(_: Any, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-        return model(tokens, positions, None), finish
+        return model(tokens, positions, None, layout=layout), finish
 
     return get_forward_backward_func()(  # type: ignore[no-any-return]
         forward_step_func=forward_step,

@@ -96,22 +96,28 @@ def layout(tp_size: int, pp_size: int) -> Iterator[ParallelConfig]:
 
 def take_step(chunks: list[Any]) -> None:
     """One step of gradient descent on the mean token loss, through Megatron's DDP."""
-    from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
-    from irpo_nemo.training.logprobs import vocab_parallel_logprobs
+    from irpo_nemo.training.batches import BatchOptions, Completion, Example, make_micro_batch, make_units
 
-    targets = random_tokens()[:, 1:]
+    rows = [Completion(prompt=(first,), completion=tuple(rest)) for first, *rest in random_tokens().tolist()]
+    options = BatchOptions(max_tokens_per_micro_batch=10000)
+    batch = make_micro_batch(make_units([Example(chosen=row, rejected=None) for row in rows], options), pack=True)
 
-    def mean_loss(logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        group = parallel_state.get_tensor_model_parallel_group()
-        logprobs = vocab_parallel_logprobs(logits, targets, vocab_size=SHAPE["vocab_size"], tp_group=group)
+    def mean_loss(logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return -logprobs.mean(), {}
 
     ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
     wrapped = [DistributedDataParallel(chunk.config, ddp_config, chunk) for chunk in chunks]
     chunks[0].config.finalize_model_grads_func = finalize_model_grads
-    run_schedule(wrapped, random_tokens()[:, :-1], mean_loss, forward_only=False)
+    run_schedule(
+        wrapped,
+        batch.tokens,
+        mean_loss,
+        forward_only=False,
+        positions=batch.position_ids,
+        layout=batch.layout,
+    )
     for chunk in chunks:
         for parameter in chunk.parameters():
             parameter.data -= LEARNING_RATE * parameter.main_grad
@@ -142,7 +148,7 @@ def check_rope(folder: Path, *, parallel: ParallelConfig) -> None:
 
     (model,) = build_gpt_model(folder, parallel=parallel, bf16=False)
     expected = load_file(folder.with_suffix(".rope"))["inv_freq"]
-    torch.testing.assert_close(model.rotary_pos_emb.inv_freq, expected, atol=0.0, rtol=1e-6)
+    torch.testing.assert_close(model.rotary_pos_emb.rotary.inv_freq, expected, atol=0.0, rtol=1e-6)
 
 
 def check_round_trip(folder: Path, *, parallel: ParallelConfig, max_shard_gib: float) -> None:

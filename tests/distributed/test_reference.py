@@ -33,7 +33,7 @@ def score(model: Path, path: Path, tensor: int, pipeline: int) -> list[Reference
     from irpo_nemo.training.reference import reference_logprobs
     from irpo_nemo.training.session import load_policy
 
-    config = make_config(tensor=tensor, pipeline=pipeline, micro_batch_size=1)
+    config = make_config(tensor=tensor, pipeline=pipeline, max_tokens_per_micro_batch=100)
     policy = load_policy(config, config.training, model, num_examples=7)
     return reference_logprobs(policy, sharing_pairs(), path, model_hash="M_t")
 

@@ -1,60 +1,152 @@
-"""Which examples form a batch, and how rows are laid out."""
+"""Which examples form a batch, how they are grouped, dealt and laid out."""
+
+import itertools
+from typing import Any
 
 import pytest
 import torch
 
 from irpo_nemo.training.batches import (
+    BatchOptions,
     Completion,
     Example,
     GlobalBatches,
+    MicroBatch,
     count_steps,
     examples_of_demonstrations,
     examples_of_pairs,
     make_micro_batch,
-    pad_rows,
+    make_units,
+    plan_micro_batches,
 )
-from tests.training.tiny import make_demonstrations, make_pairs, make_references
+from tests.training.tiny import make_demonstrations, make_pairs, make_pairs_that_share, make_references
+
+SHARED = BatchOptions(max_tokens_per_micro_batch=100)
+ALONE = BatchOptions(max_tokens_per_micro_batch=100, share_prompts=False)
+LAYOUTS = [
+    BatchOptions(max_tokens_per_micro_batch=limit, share_prompts=share, pack=pack)
+    for limit in (1, 100, 10000)
+    for share in (False, True)
+    for pack in (False, True)
+]
 
 
-def batches_of(num_pairs: int, **changes: int) -> GlobalBatches:
-    pairs = make_pairs(num_pairs)
-    options = {"global_batch_size": 8, "micro_batch_size": 2, "num_steps": 6, "seed": 0, "rank": 0, "ranks": 1}
+def batches_of(num_pairs: int, **changes: Any) -> GlobalBatches:
+    pairs = make_pairs_that_share(num_pairs)
+    options = {"global_batch_size": 8, "options": SHARED, "num_steps": 6, "seed": 0, "rank": 0, "ranks": 1}
     return GlobalBatches(examples_of_pairs(pairs, make_references(pairs)), **(options | changes))
 
 
-def weight_by_example(batches: GlobalBatches, index: int) -> dict[tuple[int, ...], float]:
-    """Sum of weights of each example of a batch, the example known by its first row."""
-    weights: dict[tuple[int, ...], float] = {}
-    for micro in batches[index]:
-        for row, weight in zip(micro.tokens.tolist(), micro.weights.tolist(), strict=False):
-            key = tuple(row[: len(row) - row[::-1].index(1)])  # up to the end-of-sequence token
-            weights[key] = weights.get(key, 0.0) + weight
-    return weights
+def pair(prompt: tuple[int, ...], chosen: tuple[int, ...], rejected: tuple[int, ...]) -> Example:
+    return Example(
+        chosen=Completion(prompt=prompt, completion=chosen, reference_logprob=-1.5),
+        rejected=Completion(prompt=prompt, completion=rejected, reference_logprob=-2.5),
+    )
 
 
-def test_rows_are_prompt_completion_and_padding() -> None:
-    tokens, mask = pad_rows([Completion(prompt=[5, 6], completion=[7, 1]), Completion(prompt=[8], completion=[1])])
-    assert tokens.tolist() == [[5, 6, 7, 1, 0, 0, 0, 0], [8, 1, 0, 0, 0, 0, 0, 0]]
-    assert mask.int().tolist() == [[0, 1, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]]
+def completions_of(micro: MicroBatch) -> list[list[int]]:
+    """The completions of a micro batch as the model is asked for them."""
+    return [part.tolist() for part in micro.layout.targets.split(micro.completion_lengths.tolist())]
 
 
-def test_masked_positions_predict_the_completion() -> None:
-    micro = make_micro_batch([Example(chosen=Completion(prompt=[5, 6], completion=[7, 9, 1]), rejected=None)], [1.0])
-    assert micro.targets[micro.completion_mask].tolist() == [7, 9, 1]
-    assert micro.position_ids.tolist() == [list(range(8))]
-    assert micro.num_tokens == 5
-    assert not micro.has_rejected
+def pairs_of(micro: MicroBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], float, float]]:
+    """Chosen and rejected tokens of each example, and their references."""
+    completions = completions_of(micro)
+    assert micro.rejected is not None
+    return [
+        (tuple(completions[chosen]), tuple(completions[rejected]), *references)
+        for chosen, rejected, references in zip(
+            micro.chosen.tolist(), micro.rejected.tolist(), micro.reference_logprobs.t().tolist(), strict=True
+        )
+    ]
 
 
-def test_chosen_rows_come_before_rejected_ones() -> None:
-    pairs = make_pairs(3)
-    micro = make_micro_batch(examples_of_pairs(pairs, make_references(pairs)), [1.0, 1.0, 0.0])
-    assert micro.tokens.shape[0] == micro.reference_logprobs.shape[0] == 6
-    rows = [pair.prompt_token_ids + pair.chosen_token_ids for pair in pairs]
-    rows += [pair.prompt_token_ids + pair.rejected_token_ids for pair in pairs]
-    for row, expected in zip(micro.tokens.tolist(), rows, strict=True):
-        assert row[: len(expected)] == expected
-    assert micro.weights.tolist() == [1.0, 1.0, 0.0]
+def test_a_shared_prompt_and_completion_stand_once() -> None:
+    examples = [pair((5, 6), (7, 8, 1), (9, 1)), pair((5, 6), (7, 8, 1), (4, 4, 4, 1)), pair((3,), (1,), (2, 1))]
+    micro = make_micro_batch(make_units(examples, SHARED), pack=True)
+    assert micro.tokens.tolist() == [[5, 6, 7, 8, 9, 4, 4, 4, 3, 2, 0, 0, 0, 0, 0, 0]]
+    assert micro.position_ids.tolist()[0][:10] == [0, 1, 2, 3, 2, 2, 3, 4, 0, 1]
+    assert completions_of(micro) == [[7, 8, 1], [9, 1], [4, 4, 4, 1], [1], [2, 1]]
+    assert micro.layout.predictors.tolist() == [1, 2, 3, 1, 4, 1, 5, 6, 7, 8, 8, 9]
+    assert micro.chosen.tolist() == [0, 0, 3]
+    assert micro.rejected is not None and micro.rejected.tolist() == [1, 2, 4]
+    assert micro.reference_logprobs.tolist() == [[-1.5] * 3, [-2.5] * 3]
+    assert micro.num_tokens == 10
+
+
+def test_without_sharing_each_completion_has_its_own_prompt_and_without_packing_its_own_row() -> None:
+    examples = [pair((5, 6), (7, 8, 1), (9, 1))]
+    micro = make_micro_batch(make_units(examples, ALONE), pack=False)
+    assert micro.tokens.tolist() == [[5, 6, 7, 8, 0, 0, 0, 0], [5, 6, 9, 0, 0, 0, 0, 0]]
+    assert micro.layout.predictors.tolist() == [2, 4, 6, 3, 5]  # slot * rows + row
+    assert completions_of(micro) == [[7, 8, 1], [9, 1]]
+
+
+def test_segments_say_who_sees_whom() -> None:
+    examples = [pair((5, 6), (7, 8, 1), (9, 1)), pair((3,), (1,), (2, 1))]
+    groups, branches = make_micro_batch(make_units(examples, SHARED), pack=True).layout.segment_ids()
+    assert groups.tolist() == [[0, 0, 0, 0, 0, 1, 1, -1]]
+    assert branches.tolist() == [[0, 0, 1, 1, 2, 0, 2, -1]]
+
+
+@pytest.mark.parametrize("options", LAYOUTS)
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_every_layout_holds_the_same_pairs_and_references(options: BatchOptions, ranks: int) -> None:
+    pairs = make_pairs_that_share(21)
+    references = {reference.candidate_id: reference.logprob for reference in make_references(pairs)}
+    expected = {
+        (tuple(pair.chosen_token_ids), tuple(pair.rejected_token_ids)): (
+            references[pair.chosen_id],
+            references[pair.rejected_id],
+        )
+        for pair in (pairs[i] for i in batches_of(21).example_indices(0))
+    }
+    assert len(expected) == 8
+    found: list[Any] = []
+    lengths = set()
+    for rank in range(ranks):
+        batch = batches_of(21, options=options, rank=rank, ranks=ranks)[0]
+        lengths.add(len(batch))
+        for micro in batch:
+            found += [
+                item for item, weight in zip(pairs_of(micro), micro.weights.tolist(), strict=True) if weight == 1.0
+            ]
+    assert len(lengths) == 1, "every rank has the same number of micro batches"
+    assert sorted(item[:2] for item in found) == sorted(expected)
+    assert all(item[2:] == pytest.approx(expected[item[:2]]) for item in found)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_micro_batches_stay_under_the_limit(pack: bool) -> None:
+    options = BatchOptions(max_tokens_per_micro_batch=150, pack=pack)
+    for step in range(3):
+        for micro in batches_of(21, options=options)[step]:
+            assert micro.tokens.numel() <= 160 or len(micro.weights) == 1 or len(micro.layout.rows[0]) == 1
+
+
+def test_a_pair_longer_than_the_limit_goes_alone() -> None:
+    batch = batches_of(21, options=BatchOptions(max_tokens_per_micro_batch=1))[0]
+    assert [len(micro.weights) for micro in batch] == [1] * 8
+
+
+def test_pairs_of_a_problem_are_cut_where_they_exceed_the_limit() -> None:
+    examples = [pair((5,) * 10, (number,) * 20 + (1,), (1,)) for number in range(6)]
+    units = make_units(examples, BatchOptions(max_tokens_per_micro_batch=50))
+    assert [len(unit.examples) for unit in units] == [2, 2, 2]
+    assert [unit.num_tokens for unit in units] == [50, 50, 50]
+
+
+def test_ranks_are_given_nearly_the_same_number_of_tokens() -> None:
+    examples = examples_of_pairs(pairs := make_pairs(64), make_references(pairs))
+    plan = plan_micro_batches(make_units(examples, ALONE), ranks=4, options=ALONE)
+    loads = [sum(unit.num_tokens for units in share for unit in units) for share in plan]
+    assert max(loads) < 1.05 * min(loads)
+
+
+def test_a_rank_without_examples_gets_one_of_weight_0() -> None:
+    shares = [batches_of(21, global_batch_size=2, rank=rank, ranks=4)[0] for rank in range(4)]
+    assert sum(float(micro.weights.sum()) for share in shares for micro in share) == 2.0
+    assert all(len(share) == 1 for share in shares)
 
 
 def test_references_are_joined_by_candidate_not_by_position() -> None:
@@ -62,20 +154,22 @@ def test_references_are_joined_by_candidate_not_by_position() -> None:
     references = make_references(pairs)
     by_id = {reference.candidate_id: reference.logprob for reference in references}
     examples = examples_of_pairs(pairs, references[::-1])
-    for pair, example in zip(pairs, examples, strict=True):
+    for known, example in zip(pairs, examples, strict=True):
         assert example.rejected is not None
-        assert example.chosen.reference_logprob == by_id[pair.chosen_id]
-        assert example.rejected.reference_logprob == by_id[pair.rejected_id]
+        assert example.chosen.reference_logprob == by_id[known.chosen_id]
+        assert example.rejected.reference_logprob == by_id[known.rejected_id]
 
 
 def test_demonstrations_have_no_rejected_side() -> None:
     examples = examples_of_demonstrations(make_demonstrations(2))
-    assert [example.rejected for example in examples] == [None, None]
-    assert not make_micro_batch(examples, [1.0, 1.0]).has_rejected
+    micro = make_micro_batch(make_units(examples, SHARED), pack=True)
+    assert micro.rejected is None
+    assert micro.chosen.tolist() == [0, 1]
 
 
-def test_an_epoch_visits_every_example_once() -> None:
-    batches = batches_of(21)
+@pytest.mark.parametrize("order", ["shuffled", "by_problem"])
+def test_an_epoch_visits_every_example_once(order: str) -> None:
+    batches = batches_of(21, order=order)
     for epoch in range(2):
         steps = [batches.example_indices(3 * epoch + i) for i in range(3)]
         assert [len(step) for step in steps] == [8, 8, 5]
@@ -83,28 +177,17 @@ def test_an_epoch_visits_every_example_once() -> None:
     assert batches.example_indices(0) != batches.example_indices(3)
 
 
+def test_by_problem_keeps_the_pairs_of_a_problem_together() -> None:
+    batches = batches_of(21, order="by_problem")
+    epoch = [index for step in range(3) for index in batches.example_indices(step)]
+    prompts = [batches.examples[index].chosen.prompt for index in epoch]
+    changes = sum(left != right for left, right in itertools.pairwise(prompts))
+    assert changes == len(set(prompts)) - 1
+
+
 def test_the_seed_decides_the_order() -> None:
     assert batches_of(21).example_indices(0) == batches_of(21).example_indices(0)
     assert batches_of(21).example_indices(0) != batches_of(21, seed=1).example_indices(0)
-
-
-@pytest.mark.parametrize("index", [0, 2])
-@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(1, 1), (1, 8), (2, 2), (4, 1)])
-def test_ranks_and_micro_batches_share_out_the_same_examples(index: int, ranks: int, micro_batch_size: int) -> None:
-    expected = weight_by_example(batches_of(21), index)
-    found: dict[tuple[int, ...], float] = {}
-    for rank in range(ranks):
-        batches = batches_of(21, rank=rank, ranks=ranks, micro_batch_size=micro_batch_size)
-        assert [len(micro.weights) for micro in batches[index]] == [micro_batch_size] * (8 // ranks // micro_batch_size)
-        for key, weight in weight_by_example(batches, index).items():
-            found[key] = found.get(key, 0.0) + weight
-    assert found == expected
-
-
-def test_an_incomplete_batch_is_filled_with_examples_of_weight_0() -> None:
-    batches = batches_of(21)
-    weights = torch.cat([micro.weights for micro in batches[2]])
-    assert len(weights) == 8 and weights.sum() == 5
 
 
 def test_a_resumed_run_sees_the_same_batches() -> None:
@@ -114,12 +197,6 @@ def test_a_resumed_run_sees_the_same_batches() -> None:
         torch.equal(a.tokens, b.tokens) and torch.equal(a.weights, b.weights)
         for a, b in zip(whole[4], rest[0], strict=True)
     )
-
-
-def test_rows_of_a_micro_batch_are_alike_in_length() -> None:
-    lengths = [micro.tokens.shape[1] for micro in batches_of(16)[0]]
-    assert lengths == sorted(lengths)
-    assert lengths[0] < lengths[-1]
 
 
 def test_steps_are_counted_over_epochs_and_cut_by_max_steps() -> None:

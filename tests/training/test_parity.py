@@ -4,6 +4,7 @@ Both know nothing of this package; they read the same Hugging Face folder. Refer
 are not at ln 2. The batch is incomplete: its mean is over 5 pairs, though 8 go through the model.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,27 +29,37 @@ def gradients_of(
     model: Path, references: list[tuple[float, float]], selections: list[list[int]], folder: Path
 ) -> list[dict[str, float]]:
     """On one rank: metrics of a batch of each selection of pairs; their gradients in `folder`/<i>."""
-    from irpo_nemo.training.batches import Completion, Example, make_micro_batch
+    from irpo_nemo.training.batches import (
+        BatchOptions,
+        Completion,
+        Example,
+        make_micro_batch,
+        make_units,
+        plan_micro_batches,
+    )
     from irpo_nemo.training.session import load_policy
 
-    config = make_config(
-        loss={"beta": BETA, "nll_weight": NLL_WEIGHT}, micro_batch_size=4, use_distributed_optimizer=False
-    )
+    config = make_config(loss={"beta": BETA, "nll_weight": NLL_WEIGHT}, use_distributed_optimizer=False)
+    options = BatchOptions(max_tokens_per_micro_batch=200)
     policy = load_policy(config, config.training, model, num_examples=NUM_PAIRS)
     policy.prepare_for_training()
     examples = [
         Example(
-            chosen=Completion(prompt=p.prompt_token_ids, completion=p.chosen_token_ids, reference_logprob=chosen),
-            rejected=Completion(prompt=p.prompt_token_ids, completion=p.rejected_token_ids, reference_logprob=rejected),
+            chosen=Completion(
+                prompt=tuple(p.prompt_token_ids), completion=tuple(p.chosen_token_ids), reference_logprob=chosen
+            ),
+            rejected=Completion(
+                prompt=tuple(p.prompt_token_ids), completion=tuple(p.rejected_token_ids), reference_logprob=rejected
+            ),
         )
         for p, (chosen, rejected) in zip(make_pairs(NUM_PAIRS), references, strict=True)
     ]
     results = []
     for index, selection in enumerate(selections):
-        rows = [examples[i] for i in selection] + [examples[selection[0]]] * (8 - len(selection))
-        weights = [1.0] * len(selection) + [0.0] * (8 - len(selection))
-        batch = [make_micro_batch(rows[i : i + 4], weights[i : i + 4]) for i in (0, 4)]
-        results.append(policy.forward_backward(batch))
+        units = make_units([examples[i] for i in selection], options)
+        units.append(dataclasses.replace(units[0], weight=0.0))
+        ((*plan,),) = plan_micro_batches(units, ranks=1, options=options)
+        results.append(policy.forward_backward([make_micro_batch(part, pack=options.pack) for part in plan]))
         export_gradients(policy, folder / str(index))
     return results
 
@@ -65,17 +76,17 @@ class Theirs:
 
 def demonstration_gradients(model: Path, folder: Path) -> dict[str, float]:
     """On each rank: metrics of one batch of plain fine-tuning on the chosen completions; gradients in `folder`."""
-    from irpo_nemo.training.batches import GlobalBatches, examples_of_demonstrations
+    from irpo_nemo.training.batches import BatchOptions, GlobalBatches, examples_of_demonstrations
     from irpo_nemo.training.parallel import data_parallel_rank, data_parallel_size
     from irpo_nemo.training.session import load_policy
 
-    config = make_config(micro_batch_size=2, use_distributed_optimizer=False)
+    config = make_config(use_distributed_optimizer=False)
     policy = load_policy(config, config.training, model, num_examples=NUM_PAIRS)
     policy.prepare_for_training()
     batches = GlobalBatches(
         examples_of_demonstrations(make_demonstrations(NUM_PAIRS)),
         global_batch_size=8,
-        micro_batch_size=2,
+        options=BatchOptions(max_tokens_per_micro_batch=80),
         num_steps=1,
         seed=0,
         rank=data_parallel_rank(),

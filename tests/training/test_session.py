@@ -84,13 +84,13 @@ def test_metrics_fit_together(session: Session) -> None:
 
 
 def test_logprobs_per_token_are_over_the_tokens_of_the_batch(session: Session) -> None:
-    from irpo_nemo.training.batches import GlobalBatches, examples_of_pairs
+    from irpo_nemo.training.batches import BatchOptions, GlobalBatches, examples_of_pairs
 
     pairs = make_pairs(21)
     batches = GlobalBatches(
         examples_of_pairs(pairs, make_references(pairs)),
         global_batch_size=8,
-        micro_batch_size=4,
+        options=BatchOptions(max_tokens_per_micro_batch=200),
         num_steps=5,
         seed=0,
         rank=0,
@@ -212,7 +212,7 @@ def try_options(model: Path, root: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def train(model: Path, config: IRPOConfig, folder: Path) -> list[dict[str, float]]:
-    from irpo_nemo.training.batches import GlobalBatches, examples_of_pairs
+    from irpo_nemo.training.batches import BatchOptions, GlobalBatches, examples_of_pairs
     from irpo_nemo.training.session import load_policy
 
     pairs = make_pairs(16)
@@ -222,7 +222,7 @@ def train(model: Path, config: IRPOConfig, folder: Path) -> list[dict[str, float
     batches = GlobalBatches(
         examples_of_pairs(pairs, make_references(pairs)),
         global_batch_size=8,
-        micro_batch_size=4,
+        options=BatchOptions(max_tokens_per_micro_batch=200),
         num_steps=NUM_STEPS,
         seed=0,
         rank=0,

@@ -63,14 +63,48 @@ def make_pairs(count: int, seed: int = 0) -> list[PreferencePair]:
     ]
 
 
+def make_pairs_that_share(count: int, seed: int = 0) -> list[PreferencePair]:
+    """Pairs of problems with 1 to 4 winners and losers each, paired around; one loser begins with a whole winner."""
+    rng = random.Random(seed)
+    lengths = iter(LENGTHS * count)
+
+    def tokens(length: int) -> list[int]:
+        return [rng.randrange(2, SHAPE["vocab_size"]) for _ in range(length)]
+
+    pairs: list[PreferencePair] = []
+    for problem in range(count):
+        prompt = tokens(rng.choice((1, 3, 12, 30)))
+        winners, losers = (
+            [[*tokens(next(lengths) - 1), EOS] for _ in range(rng.randint(1, 4))] for _ in ("winners", "losers")
+        )
+        losers[0] = [*winners[0][:-1], *tokens(3), EOS]
+        for i in range(max(len(winners), len(losers))):
+            winner, loser = i % len(winners), i % len(losers)
+            pairs.append(
+                PreferencePair(
+                    pair_id=f"problem-{problem}/{i}",
+                    problem_id=f"problem-{problem}",
+                    prompt_token_ids=prompt,
+                    chosen_id=f"problem-{problem}/sample/{winner}",
+                    chosen_token_ids=winners[winner],
+                    rejected_id=f"problem-{problem}/sample/{len(winners) + loser}",
+                    rejected_token_ids=losers[loser],
+                )
+            )
+    return pairs[:count]
+
+
 def make_references(pairs: Sequence[PreferencePair], model_hash: str = "other") -> list[ReferenceLogprob]:
     """Log-probs as no policy has them, so that rewards differ from 0 and from pair to pair."""
     rng = random.Random(1)
-    completions = [
-        completion
+    completions = {
+        candidate_id: token_ids
         for pair in pairs
-        for completion in ((pair.chosen_id, pair.chosen_token_ids), (pair.rejected_id, pair.rejected_token_ids))
-    ]
+        for candidate_id, token_ids in (
+            (pair.chosen_id, pair.chosen_token_ids),
+            (pair.rejected_id, pair.rejected_token_ids),
+        )
+    }
     return [
         ReferenceLogprob(
             candidate_id=candidate_id,
@@ -78,7 +112,7 @@ def make_references(pairs: Sequence[PreferencePair], model_hash: str = "other") 
             logprob=-3.9 * len(token_ids) + rng.uniform(-10, 10),
             num_tokens=len(token_ids),
         )
-        for candidate_id, token_ids in completions
+        for candidate_id, token_ids in completions.items()
     ]
 
 
@@ -101,7 +135,7 @@ def make_config(
     **training: Any,
 ) -> IRPOConfig:
     """A configuration of 5 steps of 8 pairs; `training` and the dictionaries hold what differs."""
-    options = {"global_batch_size": 8, "micro_batch_size": 4, "num_epochs": 3, "max_steps": 5} | training
+    options = {"global_batch_size": 8, "max_tokens_per_micro_batch": 200, "num_epochs": 3, "max_steps": 5} | training
     return IRPOConfig(
         loss=LossConfig(**(loss or {})),
         training=TrainingConfig(**options, optimizer=OptimizerConfig(**({"learning_rate": 1e-3} | (optimizer or {})))),
