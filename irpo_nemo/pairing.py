@@ -21,7 +21,8 @@ from irpo_nemo.records import Candidate, GradedCandidate, PreferencePair
 Key = TypeVar("Key")
 
 NoPairsReason = Literal["no_winner", "no_loser", "no_candidates", "all_too_long"]
-"""Why a problem gave no pair; no_candidates: all failed in the grader or were dropped as unparsable."""
+"""Why a problem gave no pair; no_candidates: all failed in the grader, are disputed, or were dropped as
+unparsable."""
 
 
 @dataclass(kw_only=True)
@@ -45,6 +46,8 @@ class PairingSummary:
     """Candidates, with unparsable=drop."""
     num_grader_errors: int = 0
     """Candidates that the grader failed on; they join neither side."""
+    num_disputed: int = 0
+    """Candidates that the grader and its auditor judge differently; they join neither side."""
     num_gold_refused: int = 0
     """Gold candidates that the grader did not find correct; they join neither side."""
     winners_per_problem: dict[int, int] = field(default_factory=dict)
@@ -140,16 +143,18 @@ def _take_sides(
     """Sort the candidates of a problem into winners and losers; count those that are neither."""
     sides = _Sides()
     kinds = ("sample", "gold") if config.gold_solutions else ("sample",)
-    for kind, candidate, verdict in [
-        (kind, candidate, grade.verdict) for kind in kinds for candidate, grade in graded if candidate.kind == kind
+    for kind, candidate, grade in [
+        (kind, candidate, grade) for kind in kinds for candidate, grade in graded if candidate.kind == kind
     ]:
-        if verdict == "correct":
+        if grade.is_disputed:
+            summary.num_disputed += 1
+        elif grade.verdict == "correct":
             sides.winners.append(candidate)
         elif kind == "gold":
             summary.num_gold_refused += 1
-        elif verdict == "error":
+        elif grade.verdict == "error":
             summary.num_grader_errors += 1
-        elif verdict == "unparsable" and config.unparsable == "drop":
+        elif grade.verdict == "unparsable" and config.unparsable == "drop":
             summary.num_unparsable_dropped += 1
         else:
             sides.losers.append(candidate)

@@ -35,6 +35,7 @@ ALL_SPLITS: tuple[Split, ...] = (TRAINING_SPLIT, EVALUATION_SPLIT)
 _TASK = ("seed", "task")
 _FREE_KEYS = (
     "keep_checkpoints",
+    "num_workers",
     "checkpoint_every_steps",
     "train_path",
     "test_path",
@@ -235,6 +236,7 @@ def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Ite
     if t == 0 and not config.sft.enabled:
         model_step, model_source = (), _model_digest(config)
     splits = splits_of(config, t)
+    disagreements = [folder.disagreements] if config.grading.audit else []
 
     yield _Draft(
         stage="sample",
@@ -249,11 +251,11 @@ def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Ite
     yield _Draft(
         stage="grade",
         iteration=t,
-        keys=_TASK,
+        keys=(*_TASK, "grading"),
         after=(("sample", t),),
         sources=sources,
-        outputs=(*(folder.graded(split) for split in splits), folder.evaluation),
-        leftovers=(*(folder.graded(split) for split in ALL_SPLITS), folder.evaluation),
+        outputs=(*(folder.graded(split) for split in splits), folder.evaluation, *disagreements),
+        leftovers=(*(folder.graded(split) for split in ALL_SPLITS), folder.evaluation, folder.disagreements),
         manifest=folder.manifest("grade"),
     )
     if t == config.num_iterations:

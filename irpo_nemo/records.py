@@ -87,6 +87,17 @@ class GradedCandidate:
     verdict: Verdict
     layer: str
     """Which rule of the grader decided."""
+    answer_class: int | None = None
+    """Of an evaluation sample that votes: the index of the problem's first sample whose answer means the same."""
+    audit_answer: str | None = None
+    """What the second grader read; None without one, or when it read nothing."""
+    audit_verdict: Verdict | None = None
+    """None without a second grader."""
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether one grader says correct and the other wrong; then it joins neither winners nor losers."""
+        return {self.verdict, self.audit_verdict} == {"correct", "wrong"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +141,7 @@ def _arrow_field(name: str, hint: object) -> "pa.Field":
     import pyarrow as pa
 
     nullable = False
-    if isinstance(hint, types.UnionType):
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         nullable = True
         (hint,) = [arm for arm in typing.get_args(hint) if arm is not type(None)]
     if typing.get_origin(hint) is Literal:

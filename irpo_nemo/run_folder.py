@@ -8,7 +8,7 @@ runs/<name>/
     train/  hf/              the fine-tuning run; M_0
   iteration_00/
     samples/train  samples/test  graded/train  graded/test
-    evaluation.json  pairs.parquet  pairs.json  reference.parquet
+    evaluation.json  disagreements.jsonl  pairs.parquet  pairs.json  reference.parquet
     train/                   checkpoints/, metrics.jsonl, TensorBoard events
     hf/                      M_1
     <stage>.manifest.json
@@ -86,6 +86,11 @@ class IterationFolder:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"
+
+    @property
+    def disagreements(self) -> Path:
+        """With an audit: a line of JSON for each candidate that one grader calls correct and the other wrong."""
+        return self.root / "disagreements.jsonl"
 
     @property
     def pairs(self) -> Path:

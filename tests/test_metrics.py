@@ -7,11 +7,11 @@ import pytest
 
 from irpo_nemo.errors import ArtifactError
 from irpo_nemo.metrics import evaluate, majority_is_correct, pass_at_k, wilson_interval
-from irpo_nemo.records import GradedCandidate
+from irpo_nemo.records import GradedCandidate, Problem
 
 
 def make_grades(problem_id: str, greedy: str, samples: str = "", gold: str = "a") -> list[GradedCandidate]:
-    """Answers by letter: "?" is unparsable, "!" an error of the grader."""
+    """Answers by letter: "?" is unparsable, "!" an error of the grader. Capitals mean the same as small letters."""
     special: dict[str, Any] = {"?": "unparsable", "!": "error"}
     return [
         GradedCandidate(
@@ -21,8 +21,9 @@ def make_grades(problem_id: str, greedy: str, samples: str = "", gold: str = "a"
             index=index,
             gold_answer=gold,
             answer=None if letter in special else letter,
-            verdict=special.get(letter) or ("correct" if letter == gold else "wrong"),
+            verdict=special.get(letter) or ("correct" if letter.lower() == gold else "wrong"),
             layer="",
+            answer_class=None if kind == "greedy" or letter in special else letters.lower().index(letter.lower()),
         )
         for kind, letters in (("greedy", greedy), ("sample", samples))
         for index, letter in enumerate(letters)
@@ -63,6 +64,11 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample() -> None:
         ("???", False),
         ("", False),
         ("bcadea", True),
+        ("bbaAc", False),
+        ("bcaAb", False),
+        ("bcaAA", True),
+        ("baA", True),
+        ("aBb", False),
     ],
 )
 def test_majority_takes_the_first_of_equals_and_only_read_answers_vote(answers: str, correct: bool) -> None:
@@ -79,8 +85,27 @@ def test_evaluation_as_json() -> None:
         "majority_vote": {"k": 4, "accuracy": pytest.approx(1 / 3), "accuracy_ci95": list(wilson_interval(1, 3))},
         "pass_at_k": {"1": pytest.approx((1 / 4 + 2 / 4 + 0) / 3), "4": pytest.approx(2 / 3)},
         "unparsable_rate": pytest.approx(1 / 3),
+        "error_rate": 0.0,
         "sample_accuracy": pytest.approx(3 / 12),
+        "by_level": None,
+        "by_subject": None,
     }
+
+
+def test_accuracy_by_level_and_subject() -> None:
+    def problem(name: str, level: str | None) -> Problem:
+        return Problem(problem_id=name, question="", gold_answer="a", level=level, subject="Algebra")
+
+    grades = [*make_grades("p", "a"), *make_grades("q", "b"), *make_grades("r", "a"), *make_grades("s", "!")]
+    problems = [problem("p", "Level 5"), problem("q", "Level 5"), problem("r", "Level 1"), problem("s", None)]
+    value = evaluate(grades, problems).to_json()
+    assert json.loads(json.dumps(value["by_level"])) == {
+        "Level 1": {"num_problems": 1, "accuracy": 1.0, "accuracy_ci95": list(wilson_interval(1, 1))},
+        "Level 5": {"num_problems": 2, "accuracy": 0.5, "accuracy_ci95": list(wilson_interval(1, 2))},
+    }
+    assert list(value["by_level"]) == ["Level 1", "Level 5"]
+    assert value["by_subject"]["Algebra"]["num_problems"] == 4
+    assert value["error_rate"] == 0.25
 
 
 def test_evaluation_without_samples() -> None:

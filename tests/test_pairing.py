@@ -10,12 +10,23 @@ from irpo_nemo.errors import ArtifactError
 from irpo_nemo.pairing import PairingResult, make_pairs
 from irpo_nemo.records import Candidate, CandidateKind, GradedCandidate, Verdict
 
-VERDICTS: dict[str, Verdict] = {"w": "correct", "l": "wrong", "u": "unparsable", "e": "error"}
+VERDICTS: dict[str, Verdict] = {
+    "w": "correct",
+    "l": "wrong",
+    "u": "unparsable",
+    "e": "error",
+    "W": "correct",
+    "L": "wrong",
+}
+AUDITS: dict[str, Verdict] = {"W": "wrong", "L": "correct", "l": "unparsable", "w": "correct"}
 KINDS: dict[str, CandidateKind] = {"G": "gold", "T": "greedy"}
 
 
 def make_problem(problem_id: str, letters: str, tokens: Sequence[list[int]] = ()) -> tuple[list[Any], list[Any]]:
-    """Candidates of one problem: w(inner), l(oser), u(nparsable), e(rror); G gold and T greedy, both correct."""
+    """Candidates of one problem: w(inner), l(oser), u(nparsable), e(rror); G gold and T greedy, both correct.
+
+    W and L are what the auditor calls the contrary; of l it can read no answer.
+    """
     candidates, grades = [], []
     for index, letter in enumerate(letters):
         kind = KINDS.get(letter, "sample")
@@ -37,7 +48,8 @@ def make_problem(problem_id: str, letters: str, tokens: Sequence[list[int]] = ()
             )
         )
         verdict = VERDICTS.get(letter, "correct")
-        grades.append(GradedCandidate(**identity, gold_answer="5", answer="5", verdict=verdict, layer="hash"))
+        graded = {"answer": "5", "verdict": verdict, "layer": "hash", "audit_verdict": AUDITS.get(letter)}
+        grades.append(GradedCandidate(**identity, gold_answer="5", **graded))  # type: ignore[arg-type]
     return candidates, grades
 
 
@@ -113,6 +125,13 @@ def test_duplicates_are_told_by_token_ids() -> None:
     assert indices(kept) == [(0, 2), (1, 3), (0, 4)]
     assert indices(dropped) == [(0, 2), (0, 3), (0, 2)]
     assert (kept.summary.num_duplicates_dropped, dropped.summary.num_duplicates_dropped) == (0, 2)
+
+
+def test_disputed_candidates_join_neither_side() -> None:
+    result = pair(make_problem("p", "WwLl"), make_problem("q", "wL"), num_pairs_per_problem=2)
+    assert indices(result) == [(1, 3), (1, 3)]
+    assert result.summary.num_disputed == 3
+    assert result.summary.num_problems_without_pairs == {"no_loser": 1}
 
 
 def test_over_long_pairs_leave_and_the_others_keep_their_ids() -> None:

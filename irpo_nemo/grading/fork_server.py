@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from irpo_nemo.errors import IRPOError, MachineError
+from irpo_nemo.errors import ConfigError, IRPOError
 from irpo_nemo.grading.grade import Grade, Grader
 from irpo_nemo.records import Problem
 
@@ -101,12 +101,14 @@ def find_auditor(name: str) -> Grader:
     """The auditor of a grader: its second opinion.
 
     Raises:
-        MachineError: There is none.
+        ConfigError: There is none.
     """
     from irpo_nemo.grading.audit import AUDITORS
 
     if name not in AUDITORS:
-        raise MachineError(f"{name}: this grader has no auditor; there is one for {', '.join(AUDITORS)}. Leave it out.")
+        raise ConfigError(
+            f"grading.audit: is true, but the {name} grader has no auditor; only {', '.join(AUDITORS)} have. Set it false."
+        )
     return AUDITORS[name]
 
 
@@ -139,13 +141,25 @@ def _load_graders(name: str, *, needs_auditor: bool) -> dict[str, Grader]:
     graders = {"grade": find_grader(name)}
     if needs_auditor:
         graders["audit"] = find_auditor(name)
-    for problem, text, _ in graders["grade"].golden_cases():
-        for grader in graders.values():
-            with contextlib.suppress(Exception):  # the self-test reports it
+    for grader in graders.values():
+        for problem, text, _ in graders["grade"].golden_cases():
+            with contextlib.suppress(Exception):  # the pool's self-test reports it
                 grader.grade(problem, text)
+        with contextlib.suppress(Exception):
+            examine_packages(grader)
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, every page
     return graders
+
+
+def examine_packages(grader: Grader) -> None:
+    """Let a grader that stands on packages of others look whether they do what they should.
+
+    Raises:
+        MachineError: They do not.
+    """
+    if hasattr(grader, "self_test"):
+        grader.self_test()
 
 
 def _wait_for_request(control: socket.socket, parent: int) -> bool:
@@ -227,9 +241,12 @@ def _do_jobs(connection: socket.socket, graders: Mapping[str, Grader], deadline_
 
 
 def _do_job(job: list[Any], graders: Mapping[str, Grader]) -> Any:
-    """A list for a grade, a boolean for a comparison, an object for a failure."""
+    """A list for a grade, a boolean for a comparison, true for sound packages, an object for a failure."""
     kind, *arguments = job
     try:
+        if kind == "examine":
+            examine_packages(graders["grade"])
+            return True
         if kind == "compare":
             return bool(graders["grade"].is_same(*arguments))
         gold_answer, choice_labels, choices, text = arguments

@@ -187,6 +187,16 @@ class GradingPool:
         )
         return (outcome is True for outcome in self._run(requests))
 
+    def examine_packages(self) -> None:
+        """Let the grader look, in a child, whether the packages that it stands on do what they should.
+
+        Raises:
+            MachineError: They do not.
+        """
+        (outcome,) = self._run([_Request(job=["examine"], place="", size=0)])
+        if outcome is not True:
+            raise MachineError(f"the {self.grader} grader's packages could not be examined: {outcome}.")
+
     def _run(self, requests: Iterable[_Request]) -> Iterator[Outcome]:
         """Yield the outcome of each job, in order; raise those that are exceptions at their turn."""
         window = _Window(requests)

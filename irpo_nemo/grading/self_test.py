@@ -16,11 +16,12 @@ _OTHER_SUSPECT = "its code on this machine is not what was released. Install irp
 
 
 def check_grader(pool: GradingPool) -> int:
-    """Grade the golden cases in the pool's children; the number of cases.
+    """Grade the golden cases in the pool's children, and examine the grader's packages; the number of cases.
 
     Raises:
         MachineError: One came out otherwise than it must.
     """
+    pool.examine_packages()
     cases = find_grader(pool.grader).golden_cases()
     suspect = _SUSPECTS.get(pool.grader, _OTHER_SUSPECT)
     failure = f"self-test of the {pool.grader} grader failed"

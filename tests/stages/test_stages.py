@@ -1,5 +1,6 @@
 """The light stages on hand-made candidates, and what all stages share."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 
 from irpo_nemo.artifacts import list_parts, part_path, read_json, read_manifest, read_parts, read_records, write_records
 from irpo_nemo.config import IRPOConfig, load_config
-from irpo_nemo.errors import ArtifactError, ConfigError
+from irpo_nemo.errors import ArtifactError, ConfigError, MachineError
+from irpo_nemo.grading import GRADERS
 from irpo_nemo.pipeline import find_step
-from irpo_nemo.records import Candidate, CandidateKind, GradedCandidate, PreferencePair
+from irpo_nemo.records import Candidate, CandidateKind, GradedCandidate, PreferencePair, Problem
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.stages.frame import run_stage
 from tests.test_pipeline import finish_until
@@ -82,6 +84,48 @@ def test_grading_writes_a_part_for_each_part_and_the_evaluation(config: IRPOConf
         "train": {"sample": {"correct": 5, "unparsable": 1, "wrong": 3}},
         "test": {"greedy": {"correct": 2, "wrong": 1}},
     }
+
+
+def test_what_the_sampler_could_not_draw_is_no_answer(config: IRPOConfig) -> None:
+    folder = RunFolder(config.run_folder).iteration(0)
+    failed = dataclasses.replace(make_candidate("train-2", 3, ""), finish_reason="failed", token_ids=[], text="")
+    write_records(part_path(folder.samples("train"), 2), [failed], Candidate)
+    run_stage(config, "grade", 0)
+    (grade,) = read_records(part_path(folder.graded("train"), 2), GradedCandidate)
+    assert (grade.answer, grade.verdict, grade.layer) == (None, "error", "sampler")
+
+
+def test_evaluation_samples_vote_by_meaning(config: IRPOConfig) -> None:
+    """Of 5, 9/2, 4.50 and 4 the two spellings of four and a half are one class; training samples have none."""
+    folder = RunFolder(config.run_folder).iteration(0)
+    texts = ["5", "4.5", "what?", "4.50", "4"]
+    rows = []
+    for number in range(3):
+        rows.append(make_candidate(f"test-{number}", 0, "4", kind="greedy"))
+        rows += [make_candidate(f"test-{number}", index, text) for index, text in enumerate(texts)]
+    write_records(part_path(folder.samples("test"), 0), rows, Candidate)
+    run_stage(config, "grade", 0)
+    grades = read_records(part_path(folder.graded("test"), 0), GradedCandidate)
+    assert [grade.answer_class for grade in grades[:6]] == [None, 0, 1, None, 1, 4]
+    majority = read_json(folder.evaluation)["majority_vote"]
+    assert (majority["k"], majority["accuracy"]) == (5, 0.0)
+    assert {grade.answer_class for grade in read_parts(folder.graded("train"), GradedCandidate)} == {None}
+
+
+def test_a_broken_grader_stops_the_stage_before_it_grades(config: IRPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_case = (Problem(problem_id="", question="", gold_answer="50%"), "50", "unparsable")
+    monkeypatch.setattr(GRADERS["numeric"], "golden_cases", lambda: [wrong_case], raising=False)
+    with pytest.raises(MachineError, match=r"^self-test of the numeric grader failed: '50' with the gold answer '50%'"):
+        run_stage(config, "grade", 0)
+    assert not RunFolder(config.run_folder).iteration(0).graded("train").exists()
+
+
+def test_workers_change_no_verdict_and_nothing_is_stale_for_them(config: IRPOConfig) -> None:
+    run_stage(config, "grade", 0)
+    config.grading.num_workers = 1
+    assert find_step(config, "grade", 0).state == "done"
+    config.grading.deadline_seconds = 1.0
+    assert find_step(config, "grade", 0).reason == "grading.deadline_seconds was 2.0, is 1.0"
 
 
 def test_pairs_come_from_problems_with_both_verdicts(config: IRPOConfig) -> None:
