@@ -61,7 +61,7 @@ def write_demonstrations(config: IRPOConfig, tokenizer: "PreTrainedTokenizerBase
             f"task {config.task.name}: has no worked solutions, but sft.enabled=true learns from them. "
             'Add "solution" to its rows, or set sft.enabled=false and model.path to a Hugging Face folder.'
         )
-    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in texts])
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in texts], chat_template=config.task.chat_template)
     completions = encode_completions(tokenizer, [completion for _, completion in texts])
     demonstrations = [
         Demonstration(demonstration_id=str(row), prompt_token_ids=prompt, token_ids=completion)

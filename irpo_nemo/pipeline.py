@@ -38,7 +38,10 @@ _FREE_KEYS = (
     "num_workers",
     "checkpoint_every_steps",
     "train_path",
+    "extra_train_paths",
     "test_path",
+    "dev_path",
+    "shots_path",
     "base_urls",
     "command",
     "api_key_variable",
@@ -46,6 +49,8 @@ _FREE_KEYS = (
     "request_timeout_seconds",
     "patience_seconds",
     "max_failed_share",
+    "start_timeout_seconds",
+    "silence_timeout_seconds",
 )
 """Last names of keys that change no result: housekeeping, patience, and paths whose files enter by
 content."""
@@ -369,24 +374,29 @@ def _data_digests(config: IRPOConfig) -> dict[str, str]:
     """Content of the problem files; a data set on a hub counts by its name."""
     from irpo_nemo.tasks import load_task
 
-    files = enumerate(load_task(config).data_files(), start=1)
+    task = load_task(config)
+    files = enumerate(task.data_files(), start=1)
     digests = {f"problem file {number} ({path.name})": _hash_once(path) for number, path in files}
-    names = [name for name in (config.task.train_path, config.task.test_path) if name and not Path(name).exists()]
-    return digests | {f"data set {name}": name for name in names}
+    return digests | {f"data set {name}": name for name in task.data_sets()}
 
 
 def _hash_once(path: Path) -> str:
+    """Hash a file, or the .json files below a folder."""
+    paths = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     try:
-        stat = path.stat()
+        stats = [file.stat() for file in paths]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-    return _hash_version(path, stat.st_size, stat.st_mtime_ns)
+    versions = ((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(paths, stats, strict=True))
+    return _hash_version(path, tuple(versions))
 
 
 @lru_cache
-def _hash_version(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001
-    """Plans are made after every step; a file that was not touched is not read again."""
-    return hash_file(path)
+def _hash_version(path: Path, versions: tuple[tuple[Path, int, int], ...]) -> str:
+    """Plans are made after every step; what was not touched is not read again."""
+    if not path.is_dir():
+        return hash_file(path)
+    return digest_of([[file.relative_to(path).as_posix(), hash_file(file)] for file, _, _ in versions])
 
 
 def _external_model(config: IRPOConfig) -> Path:

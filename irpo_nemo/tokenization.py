@@ -1,8 +1,10 @@
 """Text to token ids and back: how prompts begin and how completions end.
 
 A prompt begins with exactly one beginning-of-sequence token when the tokenizer itself would add one (Llama), and with
-none otherwise (Qwen). A completion has none and ends with the end-of-sequence token. Special tokens spelled out in a
-data file stay plain text. Knows no tasks and no models.
+none otherwise (Qwen). With chat_template "model" it is a user's turn in the tokenizer's own template, up to where the
+model's turn begins; the template may write the beginning-of-sequence token or leave it to us. A completion has none and
+ends with the end-of-sequence token. Special tokens spelled out in a data file stay plain text; within a chat template
+they are an error. Knows no tasks and no models.
 """
 
 from collections.abc import Sequence
@@ -40,8 +42,12 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedToken
     return tokenizer
 
 
-def encode_prompts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, chat_template: str
+) -> list[list[int]]:
     """Encode prompts; see `encode_prompt`."""
+    if chat_template == "model":
+        return _encode_turns(tokenizer, texts)
     beginning = _beginning(tokenizer)
     bos_token = tokenizer.bos_token if beginning else None
     for text in texts:
@@ -50,13 +56,71 @@ def encode_prompts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -
     return [beginning + ids for ids in _encode_plain(tokenizer, texts)]
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, *, chat_template: str = "none") -> list[int]:
     """Encode a prompt, with one beginning-of-sequence token if the model's family wants it.
+
+    Args:
+        chat_template: "none", or "model" for a user's turn in the tokenizer's own template.
 
     Raises:
         DataError: The text starts with that token already, or holds something that the tokenizer has no token for.
+        ModelError: The tokenizer has no chat template, or one that cannot be used.
     """
-    return encode_prompts(tokenizer, [text])[0]
+    return encode_prompts(tokenizer, [text], chat_template=chat_template)[0]
+
+
+def _encode_turns(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Encode each text as a user's turn, followed by what opens the model's turn.
+
+    Raises:
+        DataError: A text spells out a special token, which would end the turn.
+        ModelError: The tokenizer has no chat template, or one that cannot be used.
+    """
+    name = tokenizer.name_or_path
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"{name}: its tokenizer has no chat template. Set task.chat_template=none, or model.path to a chat model."
+        )
+    marks = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for text in texts:
+        if found := [mark for mark in marks if mark in text]:
+            raise DataError(
+                f"prompt {text[:40]!r}: holds {found[0]}, which the model reads as a mark between turns. Delete it, or "
+                "set task.chat_template=none."
+            )
+    rendered = [_render_turn(tokenizer, text) for text in texts]
+    encoded = tokenizer(rendered, add_special_tokens=False).input_ids if rendered else []
+    return [_with_one_beginning(tokenizer, list(ids)) for ids in encoded]
+
+
+def _render_turn(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    from jinja2 import TemplateError
+
+    turns = [{"role": "user", "content": text}]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its chat template cannot be used ({error}). Mend it, or set "
+            "task.chat_template=none."
+        ) from error
+
+
+def _with_one_beginning(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
+    """Add the beginning-of-sequence token that the template has left out; refuse a second one.
+
+    Only a tokenizer that begins texts with it is held to one in all: for others it may open every turn (SmolLM2).
+    """
+    beginning = _beginning(tokenizer)
+    if beginning and ids[:1] != beginning:
+        ids = beginning + ids
+    bos = tokenizer.bos_token_id
+    if bos is not None and (ids[:2] == [bos, bos] or (beginning and ids.count(bos) > 1)):
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its chat template writes {tokenizer.bos_token} more than once. Mend it, or set "
+            "task.chat_template=none."
+        )
+    return ids
 
 
 def encode_completions(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:

@@ -7,6 +7,8 @@ import pytest
 from irpo_nemo.config import CONFIG_GROUPS, check_relations, config_names, config_root, load_config
 
 NEEDED = {
+    "arc_challenge": ["model.path=/models/llama"],
+    "hendrycks_math": ["model.path=/models/llama"],
     "gsm8k": ["model.path=/models/llama", "task.train_path=train.jsonl", "task.test_path=test.jsonl"],
     "gsm8k_tiny": ["task.train_path=train.jsonl", "task.test_path=test.jsonl"],
     "jsonl": ["model.path=/models/llama", "task.train_path=train.jsonl", "task.test_path=test.jsonl"],

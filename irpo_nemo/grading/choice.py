@@ -8,9 +8,10 @@ What a completion declares is looked for in layers:
     called_right   "option B is correct", said of one label only
     conclusion     "so B.", "it must be (B)" in the last line
     label_line     a line that is a label, or the only label that lines begin with: "B. Because A is not valid"
-    choice_text    the option's own text where one of the above, or the last line, has no label
+    last_line      a last line that is an option's own text
 
-Of the first three the last declaration wins, wherever it stands; the others count only when there is none. Policies:
+Where one of the first three has no label but an option's own text, "/text" follows its name. Of
+these three the last declaration wins, wherever it stands; the others count only when there is none. Policies:
 
   * A declaration that names two labels ("A or B") is unparsable; one that it sets aside ("B, not A") is not named.
   * A label that the question does not have ("Final answer: F") is unparsable. Letters never stand for digits.
@@ -286,7 +287,7 @@ def _read_declaration(text: str, start: int, layer: str, options: _Options) -> _
         return _Found(labels, layer, start + end)
     body = phrase.partition(_BOX_CLOSES)[0] if layer == "boxed" else phrase
     if named := _match_text(body, options) or _find_marked_labels(body, options):
-        return _Found(named, "choice_text" if _match_text(body, options) else layer, start + len(body))
+        return _Found(named, f"{layer}/text" if _match_text(body, options) else layer, start + len(body))
     if layer == "answer" or not re.search(r"\w", body):
         return None
     other_label = re.fullmatch(r"[^\w]*[A-Za-z0-9][^\w]*", body)
@@ -445,7 +446,7 @@ def _find_text_line(text: str, options: _Options) -> _Found | None:
     """A last line that is an option's text."""
     lines = _lines(text)
     labels = _match_text(lines[-1], options) if lines else frozenset()
-    return _Found(labels, "choice_text") if labels else None
+    return _Found(labels, "last_line") if labels else None
 
 
 def _lines(text: str) -> list[str]:

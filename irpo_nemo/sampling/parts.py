@@ -131,6 +131,7 @@ class SplitSettings:
     top_p: float
     max_new_tokens: int
     problems_per_part: int
+    chat_template: str
 
     @property
     def completions_per_problem(self) -> int:
@@ -152,6 +153,7 @@ class SplitSettings:
             top_p=config.sampling.top_p if is_train else config.evaluation.top_p,
             max_new_tokens=config.sampling.max_new_tokens,
             problems_per_part=config.sampler.problems_per_part,
+            chat_template=config.task.chat_template,
         )
 
 
@@ -235,7 +237,9 @@ def _plan_part(
     folder: Path,
 ) -> _Part:
     group = _problems_of(number, problems, settings)
-    prompts = encode_prompts(tokenizer, [task.prompt(problem) for problem in group])
+    prompts = encode_prompts(
+        tokenizer, [task.prompt(problem) for problem in group], chat_template=settings.chat_template
+    )
     return _Part(
         number=number,
         path=part_path(folder, number),

@@ -23,6 +23,7 @@ from pathlib import Path
 from irpo_nemo.config import ArithmeticConfig, IRPOConfig
 from irpo_nemo.errors import ConfigError
 from irpo_nemo.records import Problem
+from irpo_nemo.tasks.split import hold_out
 
 PROMPT_TEMPLATE = "Question: {question}\nSolution:\n"
 
@@ -88,10 +89,14 @@ class ArithmeticTask:
         self._seed = config.seed
 
     def train_problems(self) -> list[Problem]:
-        problems = [_problem(f"train-{row}", story) for row, story in enumerate(self._train_stories())]
-        return problems[: self._task.max_train_problems]
+        return self._train_and_dev()[0][: self._task.max_train_problems]
+
+    def dev_problems(self) -> list[Problem]:
+        return self._train_and_dev()[1]
 
     def test_problems(self) -> list[Problem]:
+        if self._task.evaluate_on == "dev":
+            return self.dev_problems()[: self._task.max_test_problems]
         problems = [_problem(f"test-{row}", story) for row, story in enumerate(self._test_stories())]
         return problems[: self._task.max_test_problems]
 
@@ -117,6 +122,13 @@ class ArithmeticTask:
 
     def data_files(self) -> list[Path]:
         return []
+
+    def data_sets(self) -> list[str]:
+        return []
+
+    def _train_and_dev(self) -> tuple[list[Problem], list[Problem]]:
+        problems = [_problem(f"train-{row}", story) for row, story in enumerate(self._train_stories())]
+        return hold_out(problems, self._task.num_dev_problems, seed=self._seed)
 
     def _prompt(self, question: str) -> str:
         return self._template.replace("{question}", question)

@@ -9,14 +9,10 @@ import re
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import DataError
 from irpo_nemo.records import Problem
-from irpo_nemo.tasks.problem_files import FileTask, Row, take_text
+from irpo_nemo.tasks.file_task import FileTask, make_paper_prompt
+from irpo_nemo.tasks.rows import Row, take_text
 
-PROMPT_TEMPLATE = (
-    "Your task is to answer the question below. Give step by step reasoning before you answer, and "
-    'when you\'re ready to answer, please use the format "Final answer: ..."\n'
-    "Question: {question}\n"
-    "Solution:"
-)
+PROMPT_TEMPLATE = make_paper_prompt('please use the format "Final answer: ..."')
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
@@ -24,11 +20,7 @@ _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 def make_gsm8k_task(config: IRPOConfig) -> FileTask:
     """GSM8K from the files, or the Hugging Face data set, that the configuration names."""
     return FileTask(
-        config=config.task,
-        prompt_template=config.task.prompt_template or PROMPT_TEMPLATE,
-        grader="numeric",
-        read_problem=read_problem,
-        subset="main",
+        config=config, prompt_template=PROMPT_TEMPLATE, grader="numeric", read_problem=read_problem, subset="main"
     )
 
 

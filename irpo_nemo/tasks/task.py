@@ -21,8 +21,15 @@ class Task(Protocol):
             DataError: The file is missing or a row of it makes no sense.
         """
 
+    def dev_problems(self) -> list[Problem]:
+        """Training problems that are held out, or the data's own development set; none unless asked for.
+
+        Raises:
+            DataError: The file is missing or a row of it makes no sense.
+        """
+
     def test_problems(self) -> list[Problem]:
-        """The problems that each M_t is measured on.
+        """The problems that each M_t is measured on: the test set, or with task.evaluate_on=dev the development set.
 
         Raises:
             DataError: The file is missing or a row of it makes no sense.
@@ -38,4 +45,7 @@ class Task(Protocol):
         """The worked solution as a completion of the prompt, final answer last; None when the data has none."""
 
     def data_files(self) -> list[Path]:
-        """The local files that the task reads, without reading them."""
+        """The local files and folders that the task reads, without reading them."""
+
+    def data_sets(self) -> list[str]:
+        """The Hugging Face data sets that the task reads, by name."""

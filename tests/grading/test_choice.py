@@ -196,7 +196,8 @@ def test_a_question_repeated_before_the_answer_is_passed_over() -> None:
         ("Option B is correct. The rest is not.", "called_right"),
         ("So B.", "conclusion"),
         ("B", "label_line"),
-        ("Final answer: a plant", "choice_text"),
+        ("Final answer: a plant", "final_answer/text"),
+        ("A plant", "last_line"),
         ("Hm.", "none"),
     ],
 )
