@@ -15,6 +15,7 @@ __all__ = ["SAMPLERS", "Completion", "Sampler", "SamplingRequest", "open_sampler
 SAMPLERS = {
     "transformers": "irpo_nemo.sampling.transformers",
     "openai_server": "irpo_nemo.sampling.openai_server",
+    "tensorrt_llm": "irpo_nemo.sampling.tensorrt_llm",
 }
 """Module of each sampler; imported when it is opened, because some packages exist only in some containers."""
 
