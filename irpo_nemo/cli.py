@@ -10,14 +10,17 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import irpo_nemo
-from irpo_nemo.config import IRPOConfig, ParallelConfig, load_config
+from irpo_nemo.config import GradingConfig, IRPOConfig, ParallelConfig, load_config
 from irpo_nemo.errors import ConfigError, IRPOError
 from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launcher, send_failure
 from irpo_nemo.model_shape import find_model_mistakes, read_hf_config
 from irpo_nemo.pipeline import find_file_mistakes, plan, refuse_changes
 from irpo_nemo.run_folder import RunFolder
+
+Number = TypeVar("Number", int, float)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,9 +84,42 @@ def _make_parser() -> argparse.ArgumentParser:
         ("report", _report, "Tables, plots and the page, of what is done so far."),
     ):
         add(name, command, description).add_argument("run_folder", metavar="RUN_DIR", type=Path)
+    _add_grading(add("grade", _grade, "Verdicts for a file of model outputs: rows with response and gold."))
     add("doctor", _doctor, "Is this environment fit; golden self-tests.")
     _add_conversions(add("convert", _convert_to_hf, "Weights between Hugging Face folders and Megatron checkpoints."))
     return parser
+
+
+def _add_grading(grade: argparse.ArgumentParser) -> None:
+    defaults = GradingConfig()
+    grade.add_argument("--task", required=True, metavar="TASK", help="gsm8k, hendrycks_math or arc_challenge")
+    grade.add_argument(
+        "input", metavar="INPUT", type=Path, help="JSON lines, or .gz of them; ARC rows also have labels"
+    )
+    grade.add_argument("output", metavar="OUTPUT", type=Path, help="the same rows with answer, verdict and layer")
+    grade.add_argument(
+        "--workers", metavar="N", type=_positive(int), help="processes; one a processor core if not given"
+    )
+    grade.add_argument(
+        "--deadline",
+        metavar="SECONDS",
+        type=_positive(float),
+        default=defaults.deadline_seconds,
+        help="processor time for one answer (%(default)g)",
+    )
+    grade.add_argument("--audit", action="store_true", help="add a second, independent grader's verdict")
+
+
+def _positive(kind: type[Number]) -> Callable[[str], Number]:
+    """Read a number above 0; argparse names the argument when it is none."""
+
+    def read(text: str) -> Number:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return read
 
 
 def _add_conversions(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +210,17 @@ def _report(parsed: argparse.Namespace) -> None:
     write_report(folder)
     print_results(read_results(folder))
     print(f"report: {folder.page}")
+
+
+def _grade(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.grade_file import describe, grade_file
+
+    config = GradingConfig(num_workers=parsed.workers, deadline_seconds=parsed.deadline, audit=parsed.audit)
+    result = grade_file(parsed.task, parsed.input, parsed.output, config)
+    if not result.num_graded_now:
+        print(f"{parsed.output}: is graded already; delete it to grade again")
+    for line in describe(result):
+        print(line)
 
 
 def _convert_to_megatron(parsed: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ FLOORS = {
     "training": 3,
     "reporting": 3,
     "model_zero": 3,
+    "grade_file": 3,
     "pipeline": 3,
     "stages": 4,
     "launch": 4,

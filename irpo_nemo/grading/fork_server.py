@@ -107,7 +107,8 @@ def find_auditor(name: str) -> Grader:
 
     if name not in AUDITORS:
         raise ConfigError(
-            f"grading.audit: is true, but the {name} grader has no auditor; only {', '.join(AUDITORS)} have. Set it false."
+            f"grading.audit: the {name} grader has no auditor; there is one for {', '.join(AUDITORS)}. "
+            "Leave the audit out."
         )
     return AUDITORS[name]
 
