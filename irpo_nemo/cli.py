@@ -19,6 +19,7 @@ from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launch
 from irpo_nemo.model_shape import find_model_mistakes, read_hf_config
 from irpo_nemo.pipeline import find_file_mistakes, plan, refuse_changes
 from irpo_nemo.run_folder import RunFolder
+from irpo_nemo.sampling.parts import Shard
 
 Number = TypeVar("Number", int, float)
 
@@ -166,12 +167,16 @@ def _plan(parsed: argparse.Namespace) -> None:
 
 
 def _stage(parsed: argparse.Namespace) -> None:
-    from irpo_nemo.stages.frame import run_stage
+    from irpo_nemo.stages.frame import run_shard, run_stage
 
     die_with_launcher()
     iteration, overrides = _split_iteration(parsed.overrides)
+    shard, overrides = _split_shard(overrides)
     config = load_config(parsed.config, overrides, also_check=find_model_mistakes)
-    run_stage(config, parsed.stage, iteration)
+    if shard is None:
+        run_stage(config, parsed.stage, iteration)
+    else:
+        run_shard(config, parsed.stage, iteration, shard)
 
 
 def _split_iteration(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
@@ -182,6 +187,18 @@ def _split_iteration(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
     if not given[-1].isdecimal():
         raise ConfigError(f"iteration: is {given[-1]}, but a number is wanted, for example iteration=0")
     return int(given[-1]), [override for override in overrides if not override.startswith("iteration=")]
+
+
+def _split_shard(overrides: Sequence[str]) -> tuple[Shard | None, list[str]]:
+    """Take shard=I/N out of the overrides."""
+    given = [override.removeprefix("shard=") for override in overrides if override.startswith("shard=")]
+    if not given:
+        return None, list(overrides)
+    index, _, count = given[-1].partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"shard: is {given[-1]}, but I/N with I from 0 to N - 1 is wanted, for example shard=0/4")
+    rest = [override for override in overrides if not override.startswith("shard=")]
+    return Shard(int(index), int(count)), rest
 
 
 def _load_run(folder: Path) -> IRPOConfig:

@@ -99,6 +99,9 @@ class Shard:
     index: int = 0
     count: int = 1
 
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
     def owns(self, part: int) -> bool:
         return part % self.count == self.index
 

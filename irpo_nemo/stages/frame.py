@@ -2,7 +2,8 @@
 
 A stage that was killed finds its ticket. When the ticket names the same settings and inputs, the stage goes on from
 what it left (finished parts, checkpoints); otherwise the leftovers are of another attempt and are cleared. On
-several ranks, rank 0 alone touches these files.
+several ranks, rank 0 alone touches these files. The shards of a sample stage share one ticket; none of them clears
+anything, and none writes the manifest: the stage itself does, which finds every part there and checks them all.
 """
 
 import logging
@@ -27,8 +28,9 @@ from irpo_nemo.artifacts import (
     write_manifest,
 )
 from irpo_nemo.config import IRPOConfig
-from irpo_nemo.errors import ArtifactError, MachineError
+from irpo_nemo.errors import ArtifactError, ConfigError, MachineError
 from irpo_nemo.pipeline import Step, find_step, refuse_changes
+from irpo_nemo.sampling.parts import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +55,10 @@ def run_stage(config: IRPOConfig, stage: str, iteration: int | None) -> None:
         ArtifactError: An earlier step is not done.
         ConfigError: The run has no such step, or finished it with other settings.
     """
-    step = find_step(config, stage, iteration)
-    if step.state == "done":
-        logger.info("%s is done already", step.title)
+    step = _find_open_step(config, stage, iteration)
+    if step is None:
         return
-    if step.inputs is None:
-        raise ArtifactError(
-            f"{config.run_folder}: {step.title} comes {step.reason}, which is not done. Run that first."
-        )
-    refuse_changes(config, [step])
+    assert step.inputs is not None
     is_rank_zero = int(os.environ.get("RANK", "0")) == 0
     if is_rank_zero:
         _open_ticket(step)
@@ -85,6 +82,37 @@ def run_stage(config: IRPOConfig, stage: str, iteration: int | None) -> None:
         write_manifest(step.manifest, manifest)
 
 
+def run_shard(config: IRPOConfig, stage: str, iteration: int | None, shard: Shard) -> None:
+    """Do what is left of one shard of the sample stage; shards may run at the same time, on several machines.
+
+    Raises:
+        ArtifactError: An earlier step is not done, or there are leftovers of another attempt.
+        ConfigError: The run has no such step, it has no shards, or the run was finished with other settings.
+    """
+    if stage != "sample":
+        raise ConfigError(f"shard={shard}: stage {stage} has no shards; leave it out. Only sample has.")
+    step = _find_open_step(config, stage, iteration)
+    if step is not None:
+        _join_ticket(step)
+        sample = import_module(f"irpo_nemo.stages.{stage}")
+        with explain_os_errors(config.run_folder, among=FULL_DISK):
+            sample.run_shard(config, iteration, shard)
+
+
+def _find_open_step(config: IRPOConfig, stage: str, iteration: int | None) -> Step | None:
+    """The step, if it is its turn; None when it is done."""
+    step = find_step(config, stage, iteration)
+    if step.state == "done":
+        logger.info("%s is done already", step.title)
+        return None
+    if step.inputs is None:
+        raise ArtifactError(
+            f"{config.run_folder}: {step.title} comes {step.reason}, which is not done. Run that first."
+        )
+    refuse_changes(config, [step])
+    return step
+
+
 def _hash_outputs(root: Path, step: Step) -> dict[str, str]:
     """Digests of the step's outputs; a model folder counts as one."""
     models = [path for path in step.outputs if (path / "config.json").exists()]
@@ -99,6 +127,19 @@ def _open_ticket(step: Step) -> None:
             _remove_temporaries(path)
             if not _holds_ticket(step):
                 _remove(path)
+    write_json(step.ticket, _ticket_of(step))
+
+
+def _join_ticket(step: Step) -> None:
+    """Write the ticket, or find that another shard has; it stands before the first part of any."""
+    if _holds_ticket(step):
+        return
+    leftover = next((path for path in step.leftovers if path.exists()), None)
+    if leftover is not None and not _holds_ticket(step):
+        raise ArtifactError(
+            f"{leftover}: is left of another attempt at {step.title}, and a shard clears nothing that others may be "
+            f"at. Delete {leftover.parent} and start the shards again."
+        )
     write_json(step.ticket, _ticket_of(step))
 
 

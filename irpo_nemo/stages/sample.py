@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 from irpo_nemo.artifacts import hash_model_folder
 from irpo_nemo.config import IRPOConfig
-from irpo_nemo.pipeline import Split, model_of, splits_of
+from irpo_nemo.pipeline import model_of, splits_of
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.sampling import Sampler, open_sampler
-from irpo_nemo.sampling.parts import SamplingCounts, sample_split
+from irpo_nemo.sampling.parts import WHOLE, SamplingCounts, Shard, sample_split
 from irpo_nemo.stages.frame import StageResult
 from irpo_nemo.tasks import load_task
 from irpo_nemo.tokenization import load_tokenizer
@@ -23,7 +24,21 @@ _PROGRESS_SECONDS = 10.0
 
 
 def run(config: IRPOConfig, iteration: int | None) -> StageResult:
-    """Sample every split of iteration t from M_t."""
+    """Sample every split of iteration t from M_t; finished parts, of whatever start or shard, are checked and kept."""
+    counts, seconds, seeds_honoured = _sample(config, iteration, WHOLE)
+    return StageResult(counts={**_total(counts), "seeds_honoured": seeds_honoured}, seconds=seconds)
+
+
+def run_shard(config: IRPOConfig, iteration: int | None, shard: Shard) -> None:
+    """Sample the parts of one shard."""
+    counts, _, _ = _sample(config, iteration, shard)
+    logger.info("iteration %s  sample shard %s  %s", iteration, shard, ", ".join(_total(counts)["summary"]))
+
+
+def _sample(
+    config: IRPOConfig, iteration: int | None, shard: Shard
+) -> tuple[dict[str, SamplingCounts], dict[str, float], bool | None]:
+    """Draw what is missing; return counts and seconds by split, and whether seeds were honoured if any was drawn."""
     assert iteration is not None
     folder = RunFolder(config.run_folder).iteration(iteration)
     model = model_of(config, iteration)
@@ -31,7 +46,7 @@ def run(config: IRPOConfig, iteration: int | None) -> StageResult:
     tokenizer = load_tokenizer(model, trust_remote_code=config.model.trust_remote_code)
     task = load_task(config)
     seconds: dict[str, float] = {}
-    counts = {}
+    counts: dict[str, SamplingCounts] = {}
     seeds_honoured = None
     with ExitStack() as stack:
 
@@ -55,11 +70,12 @@ def run(config: IRPOConfig, iteration: int | None) -> StageResult:
                 split=split,
                 folder=folder.samples(split),
                 model_hash=model_hash,
+                shard=shard,
                 statistics=folder.sampling_statistics(split),
                 on_progress=_log_progress(f"iteration {iteration}  sample {split}"),
             )
             seconds[split] = counts[split].seconds
-    return StageResult(counts={**_total(counts), "seeds_honoured": seeds_honoured}, seconds=seconds)
+    return counts, seconds, seeds_honoured
 
 
 def _log_progress(title: str) -> Callable[[int, int, float], None]:
@@ -75,14 +91,14 @@ def _log_progress(title: str) -> Callable[[int, int, float], None]:
     return log
 
 
-def _total(by_split: Mapping[Split, SamplingCounts]) -> dict[str, object]:
+def _total(by_split: Mapping[str, SamplingCounts]) -> dict[str, Any]:
     all_counts = by_split.values()
     completions = sum(counts.completions for counts in all_counts)
     tokens = sum(counts.tokens for counts in all_counts)
     truncated = sum(counts.truncated for counts in all_counts)
     fresh = completions - sum(counts.completions_resumed for counts in all_counts)
     seconds = sum(counts.seconds for counts in all_counts)
-    summary = [f"{completions} completions", f"{truncated / completions:.1%} cut off"]
+    summary = [f"{completions} completions", f"{truncated / max(completions, 1):.1%} cut off"]
     if failed := sum(counts.failed for counts in all_counts):
         summary.append(f"{failed} failed")
     if seconds:
