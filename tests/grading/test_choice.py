@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from irpo_nemo.errors import DataError
 from irpo_nemo.grading import choice
 from irpo_nemo.records import Problem
+from tests.grading import choice_cases
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -105,6 +107,24 @@ DECLARED = {
 )
 def test_a_declared_label_is_read(label: str, completion: str) -> None:
     assert answer_of(completion) == label
+
+
+@pytest.mark.parametrize("completion", choice_cases.DECLARE_B)
+def test_formats_of_many_models_are_read(completion: str) -> None:
+    assert answer_of(completion, choices=choice_cases.TEXTS) == "B"
+    assert answer_of(completion) == "B"
+
+
+@pytest.mark.parametrize("completion", choice_cases.DECLARE_B_BY_TEXT)
+def test_formats_of_many_models_that_name_no_label_are_read_where_texts_are_known(completion: str) -> None:
+    assert answer_of(completion, choices=choice_cases.TEXTS) == "B"
+    assert answer_of(completion) is None
+
+
+@pytest.mark.parametrize("completion", choice_cases.DECLARE_NOTHING)
+def test_formats_of_many_models_that_do_not_decide(completion: str) -> None:
+    assert answer_of(completion, choices=choice_cases.TEXTS) is None
+    assert answer_of(completion) is None
 
 
 @pytest.mark.parametrize(
@@ -230,6 +250,16 @@ def test_a_malformed_gold_answer_is_an_error(problem: Problem, message: str) -> 
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [" ", "\n", "(", "<", "_", "\\boxed{", "\\text{", "so ", "A ", "A or ", "Q:\n", "the answer is ", "(A) x\n(B) y\n"],
+)
+def test_long_repetitions_cost_little(piece: str) -> None:
+    start = time.perf_counter()
+    choice.grade(make_problem("A"), piece * 200_000)
+    assert time.perf_counter() - start < 5
+
+
 def test_golden_cases_hold() -> None:
     for problem, completion, verdict in choice.golden_cases():
         assert choice.grade(problem, completion).verdict == verdict, completion
@@ -264,11 +294,14 @@ def test_every_gold_answer_of_arc_is_correct_and_every_other_label_wrong(name: s
     for row in (json.loads(line) for line in lines if line):
         labels, texts = row["choices"]["label"], row["choices"]["text"]
         problem = make_problem(row["answerKey"], labels=labels, choices=texts)
-        for label, text in zip(labels, texts, strict=True):
-            wanted = "correct" if label == row["answerKey"] else "wrong"
+        for place, (label, text) in enumerate(zip(labels, texts, strict=True)):
             is_named_by_text = texts.count(text) == 1 and text.casefold() not in map(str.casefold, labels)
-            for rendering in LABEL_RENDERINGS + TEXT_RENDERINGS * is_named_by_text:
+            renderings = LABEL_RENDERINGS + TEXT_RENDERINGS * is_named_by_text
+            if label != row["answerKey"]:
+                renderings = renderings[place::4]
+            for rendering in renderings:
                 completion = rendering.format(label=label, text=text)
+                wanted = "correct" if label == row["answerKey"] else "wrong"
                 assert choice.grade(problem, completion).verdict == wanted, (row["id"], label, completion)
 
 
