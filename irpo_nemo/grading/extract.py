@@ -1,8 +1,8 @@
 r"""Where in a completion the answer stands. Knows nothing of what an answer means."""
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 # "Final answer: ...", with markdown and "is" tolerated; without a colon only right before something like a number or
@@ -15,26 +15,32 @@ _FINAL_ANSWER = re.compile(
 _FINAL_ANSWER_AGAIN = re.compile(r"\W*(?:the\s+)?final\s+answer\s+is\s*:?|\W*the\s+answer\s+is\s*:?", re.IGNORECASE)
 _NEXT_QUESTION = re.compile(r"^[ \t]*Question:", re.MULTILINE)
 _ANNOUNCED = re.compile(
-    r"\\f?boxed\s*\{[^}\s]|final\s+answer|answer\s+is|^####|</answer>", re.IGNORECASE | re.MULTILINE
+    rf"\\f?boxed\s*\{{[^}}\s]|{_FINAL_ANSWER.pattern}|\banswer\s+is\b|^####|</answer>", re.IGNORECASE | re.MULTILINE
 )
 _RUN_ON = re.compile(
     r"I hope (?:it is|it's|this is) correct"
     r"|^[ \t#*]*(?:Question|Problem|Exercise|Example|Q|Human|User|Instruction|Input)[ \t]*\#?\d*[ \t]*\*{0,2}[:.]"
     r"|^[ \t]*#+[ \t]*(?:Question|Problem|Exercise|Example|Instruction|Input)\b"
-    r"|\b(?:your turn|solve (?:this|the following|the next|another) (?:problem|question))\b"
-    r"|\b(?:next|new|another) problem\b"
-    r"|<\|(?:im_end|eot_id|endoftext|end_of_text)\|>",
+    r"|\byour turn\b"
+    r"|(?:^|[.!?:]\s|\bcan you )\W*(?:now )?(?:please )?solve (?:this|the (?:following|next)) (?:problem|question)",
     re.IGNORECASE | re.MULTILINE,
 )
-_BOX_OR_BRACE = re.compile(r"(\\(?:boxed|fbox|framebox)\s*\{)|\\[{}\\]|(\{)|(\})|\\(?:boxed|fbox)\s+([^\s{}$\\.,;]+)")
+_SPECIAL_TOKEN = re.compile(r"<\|(?:im_start|im_end|eot_id|endoftext|end_of_text|start_header_id)\|>")
+_BOX_OR_BRACE = re.compile(
+    r"(\\(?:boxed|fbox|framebox)\s*\{)|\\[{}]|\\\\(?!f?box)|(\{)|(\})|\\(?:boxed|fbox)\s+([^\s{}$\\.,;]+)"
+)
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s,;$&]|\\[()\[\],;!]|\\q?quad|\\text\{[\s,]*(?:and|or)?[\s,]*\}|and|or|\\\\|[A-Za-z](?:_\{?\w\}?)?(?:\([a-z]\))?\s*=)*"
 )
 _JSON_ANSWER = re.compile(r'"(?:final_?)?answer"\s*:\s*("(?:[^"\\\n]|\\.)*"|-?[\d.]+)', re.IGNORECASE)
-_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL)
+_MAX_DISPLAY_LENGTH = 400
+_DISPLAY_AT_END = re.compile(r"\\\[((?:(?!\\\[).)+)\\\][\s.]*$|\$\$((?:(?!\$\$).)+)\$\$[\s.]*$", re.DOTALL)
+_SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z$\\])")
+_ENDS = (".", "!", "?", "$", "\\]", "\\)", "*", '"', "\u3002")
 _ANSWER_IS = re.compile(
     r"\banswer\b(?:\s+(?:to|for|of|in)\b[^.\n:=]{0,80}?)?\s{0,3}"
-    r"(?:\*{0,3}\s?:|is\s?:?|are\b|=|would be|must be)\*{0,3}",
+    r"(?:\*{0,3}\s?:|is\b(?!\s+(?:obtained|found|given|computed|calculated|determined|not)\b)\s?:?"
+    r"|are\b|=|would be|must be)\*{0,3}",
     re.IGNORECASE,
 )
 
@@ -47,7 +53,7 @@ class Found:
     """A piece of text that announces the answer."""
 
     text: str
-    layer: str
+    place: str
     """The kind of announcement."""
     position: int
     """Where it ends in the completion."""
@@ -62,6 +68,8 @@ def cut_invented_question(text: str) -> str:
         if text[: match.start()].strip():
             text = text[: match.start()]
             break
+    if special := _SPECIAL_TOKEN.search(text):
+        text = text[: special.start()]
     if (announced := _ANNOUNCED.search(text)) and (run_on := _RUN_ON.search(text, announced.end())):
         return text[: run_on.start()]
     return text
@@ -84,10 +92,13 @@ def find_final_answer(text: str) -> tuple[str, str] | None:
     return line.strip() if any(map(str.isalnum, line)) else "", below
 
 
-def find_final_answer_position(text: str) -> int:
-    """Where the last "Final answer:" ends; -1 when there is none."""
-    found = _last_match(_FINAL_ANSWER, text)
-    return -1 if found is None else found.end()
+def find_final_answer_line(text: str) -> Found | None:
+    """The line of the last "Final answer:"; its text is empty when it holds neither letter nor digit."""
+    announced = find_final_answer(text)
+    if announced is None:
+        return None
+    line, below = announced
+    return Found(line, "final_answer", len(text) - len(below) - (0 if line else 1))
 
 
 def _last_match(pattern: "re.Pattern[str]", text: str) -> "re.Match[str] | None":
@@ -137,40 +148,36 @@ def find_last_boxes(text: str) -> list[str]:
     return contents
 
 
-def find_last_box_position(text: str) -> int:
-    """Where the last box ends; -1 when there is none."""
+def find_boxed_answer(text: str) -> Found | None:
+    r"""The text up to the end of the last box that holds something."""
     boxes = find_boxes(text)
-    return boxes[-1][1] if boxes else -1
+    return Found(text[: boxes[-1][1]], "boxed", boxes[-1][1]) if boxes else None
 
 
-def find_json_answer(text: str) -> tuple[int, str] | None:
-    """The value of the last "answer" key of a JSON object, and where it ends; LaTeX in it may be escaped or not."""
+def find_json_answer(text: str) -> Found | None:
+    """The value of the last "answer" key of a JSON object; LaTeX in it may be escaped or not."""
     match = _last_match(_JSON_ANSWER, text)
     if match is None:
         return None
-    value = match[1]
-    if value.startswith('"'):
-        value = _unescape(value)
-    return match.end(), value
+    return Found(_unescape(match[1]) if match[1].startswith('"') else match[1], "json", match.end())
 
 
 def _unescape(quoted: str) -> str:
     if "\\\\" in quoted:
-        try:
+        with contextlib.suppress(ValueError):
             return str(json.loads(quoted))
-        except ValueError:
-            pass
     return quoted[1:-1].replace('\\"', '"')
 
 
-def find_tagged_answer(text: str) -> tuple[int, str] | None:
-    """What the last <answer>...</answer> holds, and where it ends."""
-    end = text.lower().rfind("</answer>")
-    if end < 0:
-        return None
-    start = text.lower().rfind("<answer>", 0, end)
+def find_tagged_answer(text: str) -> Found | None:
+    """What the last <answer>...</answer> holds."""
+    lowered = text.lower()
+    end = lowered.rfind("</answer>")
+    start = lowered.rfind("<answer>", 0, max(end, 0))
     content = text[start + len("<answer>") : end]
-    return (end, content) if start >= 0 and content.strip() and len(content) <= MAX_TAG_LENGTH else None
+    if min(start, end) < 0 or not content.strip() or len(content) > MAX_TAG_LENGTH:
+        return None
+    return Found(content, "tag", end)
 
 
 def find_stated_answer(text: str) -> str | None:
@@ -184,12 +191,16 @@ def find_stated_answer(text: str) -> str | None:
     return line.strip() or None
 
 
-def last_line(text: str) -> str:
-    """The last line with a letter or digit, or what a display formula at the end holds."""
+def find_last_sentence(text: str) -> str:
+    """The last sentence with a digit or formula of a text that does not break off; else "".
+
+    A display formula at the end counts as a sentence.
+    """
     text = text.strip()
-    if match := re.search(r"\\\[((?:(?!\\\[).){1,400})\\\][\s.]*$", text[-450:], re.DOTALL):
-        return f"${match[1].strip()}$"
-    if match := re.search(r"\$\$((?:(?!\$\$).){1,400})\$\$[\s.]*$", text[-450:], re.DOTALL):
-        return f"${match[1].strip()}$"
-    lines: Iterator[str] = (line for line in reversed(text.split("\n")) if any(map(str.isalnum, line)))
-    return next(lines, "").strip()
+    if match := _DISPLAY_AT_END.search(text[-_MAX_DISPLAY_LENGTH:]):
+        return f"${(match[1] or match[2]).strip()}$"
+    if not text.endswith(_ENDS) and (len(text) > _MAX_DISPLAY_LENGTH or "\n" in text):
+        return ""
+    line = next((line for line in reversed(text.split("\n")) if any(map(str.isalnum, line))), "")
+    sentences = _SENTENCES.split(line)
+    return next((sentence for sentence in reversed(sentences) if re.search(r"[\d$]|\\[(\[]", sentence)), "").strip()

@@ -8,8 +8,8 @@ An answer is looked for in places; of the first four, which announce an answer, 
     boxed          the last \boxed{...} or \fbox{...} that is not empty
     answer_is      the sentence after the last "the answer is"
     whole          the whole text, when it is nothing but an answer
-    last_formula   the last formula of the last line
-    last_number    the last number of the last line
+    last_formula   the last formula of the last sentence, unless the text breaks off
+    last_number    the last number of that sentence
 
 Several boxes side by side ("\boxed{-2} and \boxed{1}") are one list when the gold answer is a list; else the last box
 is the answer. What follows the answer, such as another question that the model invented, is cut off first.
@@ -34,6 +34,7 @@ from irpo_nemo.records import Problem, Verdict
 MAX_BARE_LENGTH = 200
 """Characters of a text that may be nothing but an answer."""
 _NUM_WORDS_OF_PROSE = 3
+_NOT_PROSE = re.compile(r"[_{}<>\[\]|\\]")
 
 
 def check_gold(problem: Problem) -> None:
@@ -148,64 +149,51 @@ def _spell(answer: str) -> str:
 def find_answers(completion_text: str, *, wants_list: bool) -> tuple[list[str], str]:
     """The answers to try in turn, and the place they come from; none when the text gives none."""
     text = extract.cut_invented_question(completion_text)
-    found = _find_announced(text, wants_list=wants_list)
-    if found is None and (stated := extract.find_stated_answer(text)) is not None:
-        found = [pick_answer(stated)], "answer_is"
-    answers, place = found or _find_unannounced(text)
-    answers = [answer for answer in answers if any(map(str.isalnum, answer)) or "\\" in answer]
+    phrase, place = _find_announced(text) or _find_unannounced(text)
+    boxes = extract.find_last_boxes(phrase)
+    if wants_list and len(boxes) > 1:
+        answers = [", ".join(boxes), boxes[-1]]
+    else:
+        answers = [boxes[-1] if boxes else pick_answer(phrase)]
+    if place == "whole":
+        answers.append(phrase)
+    answers = [answer for answer in answers if re.search(r"\w|\\", answer)]
     return answers, place if answers else "none"
 
 
-def _find_announced(text: str, *, wants_list: bool) -> tuple[list[str], str] | None:
-    json_answer, tagged = extract.find_json_answer(text), extract.find_tagged_answer(text)
-    box_position = extract.find_last_box_position(text)
-    places = {
-        "json": json_answer[0] if json_answer else -1,
-        "tag": tagged[0] if tagged else -1,
-        "final_answer": extract.find_final_answer_position(text),
-        "boxed": box_position,
-    }
-    place = max(places, key=lambda name: places[name])
-    if places[place] < 0:
-        return None
-    if place == "boxed" and (announced := extract.find_final_answer(text)) is not None:
-        line, _ = announced
-        if extract.find_boxes(line):
-            return _answers_of_boxes(line, wants_list=wants_list), "final_answer"
-    if place == "boxed":
-        return _answers_of_boxes(text, wants_list=wants_list), "boxed"
-    if place == "json" and json_answer is not None:
-        return [pick_answer(json_answer[1])], "json"
-    if place == "tag" and tagged is not None:
-        return [pick_answer(tagged[1])], "tag"
-    announced = extract.find_final_answer(text)
-    assert announced is not None
-    line, below = announced
-    if line:
-        return [pick_answer(line)], "final_answer"
-    return ([pick_answer(extract.last_line(below))], "final_answer") if below.strip() else None
+def _find_announced(text: str) -> tuple[str, str] | None:
+    """The phrase that announces an answer, and its place."""
+    announcements = [
+        extract.find_json_answer(text),
+        extract.find_tagged_answer(text),
+        extract.find_final_answer_line(text),
+        extract.find_boxed_answer(text),
+    ]
+    found = max(filter(None, announcements), key=lambda found: found.position, default=None)
+    if found is None:
+        stated = extract.find_stated_answer(text)
+        return (stated, "answer_is") if stated else None
+    if found.place == "final_answer" and not found.text:
+        return extract.find_last_sentence(text[found.position :]), found.place
+    return found.text, found.place
 
 
-def _answers_of_boxes(text: str, *, wants_list: bool) -> list[str]:
-    boxes = extract.find_last_boxes(text)
-    return [", ".join(boxes), boxes[-1]] if wants_list and len(boxes) > 1 else [boxes[-1]]
-
-
-def _find_unannounced(text: str) -> tuple[list[str], str]:
+def _find_unannounced(text: str) -> tuple[str, str]:
     bare = text.strip()
     if len(bare) <= MAX_BARE_LENGTH and "\n" not in bare and _is_readable(bare):
-        return [bare], "whole"
-    line = extract.last_line(text)
-    if (answer := pick_last_formula(line)) is not None:
-        return [answer], "last_formula"
-    number = find_last_number(line)
-    return ([], "none") if number is None else ([str(number)], "last_number")
+        return bare, "whole"
+    sentence = extract.find_last_sentence(text)
+    formula = pick_last_formula(sentence)
+    if formula is not None:
+        return formula, "last_formula"
+    number = None if _NOT_PROSE.search(sentence) else find_last_number(sentence)
+    return ("", "none") if number is None else (str(number), "last_number")
 
 
 def _is_readable(text: str) -> bool:
     if len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", "", text))) >= _NUM_WORDS_OF_PROSE:
         return False
     try:
-        return bool(read_both_ways(normalize(text)))
+        return bool(read_both_ways(normalize(pick_answer(text))))
     except UnreadableError:
         return False

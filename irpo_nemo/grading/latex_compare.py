@@ -86,16 +86,21 @@ def _compare_trees(gold: str, answer: str) -> bool | None:
 
 @functools.lru_cache(maxsize=4096)
 def read_both_ways(text: str) -> tuple[Answer, ...]:
-    """The trees of an answer: two where a comma may mark thousands or separate, as in 100,200; none if unreadable."""
+    """The trees of an answer: two where a comma may mark thousands or separate, as in 100,200; none if unreadable.
+
+    Of "\\lim ... = 1", where only the last side can be read, it is that side.
+    """
     texts = [text]
     if (joined := _join_thousands(text)) != text:
         texts.append(joined)
     trees = []
     for reading in texts:
-        try:
-            trees.append(read_answer(reading))
-        except UnreadableError:
-            continue
+        for part in (reading, reading.rpartition("=")[2]):
+            try:
+                trees.append(read_answer(part))
+                break
+            except UnreadableError:
+                continue
     return tuple(trees)
 
 

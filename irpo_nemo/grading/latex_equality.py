@@ -3,15 +3,28 @@ r"""Do two answers, as trees, say the same?
 Order matters in tuples, intervals and matrices, and not in sets, unions and bare lists. A name before the value
 ("x =", "f(x) =", "x \in") may be missing on one side. An inequality of one variable is its interval. Units and
 currency may be missing on one side, but may not differ; a percent sign may be missing (25\% is 25) or be worked out
-(25\% is 0.25). A stated base (2516_8) may neither be missing nor be worked out. Brackets of intervals are compared
-exactly.
+(25\% is 0.25). A stated base (2516_8) may neither be missing nor be worked out, and 30 degrees are not \pi/6. Brackets of
+intervals are compared exactly. Arithmetic and roots may be left to do, but a number given by a trigonometric function or
+logarithm differs from one that is given without. An equation is the same when it is a multiple.
 """
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from irpo_nemo.grading.latex_reader import Answer, Apply, Based, Group, Matrix, Node, Number, Relation, Symbol, Words
-from irpo_nemo.grading.latex_value import approximate, find_symbols, is_same_value
+from irpo_nemo.grading.latex_reader import (
+    FUNCTIONS,
+    Answer,
+    Apply,
+    Based,
+    Group,
+    Matrix,
+    Node,
+    Number,
+    Relation,
+    Symbol,
+    Words,
+)
+from irpo_nemo.grading.latex_value import approximate, find_symbols, is_same_value, mentions
 
 _FLIPPED = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq", "=": "=", "\\neq": "\\neq"}
 _NO_SOLUTION = {"nosolution", "nosolutions", "none", "norealsolution", "norealsolutions", "emptyset", "\\emptyset"}
@@ -31,6 +44,8 @@ def is_same_answer(gold: Answer, other: Answer) -> bool | None:
         if {gold.unit, other.unit} != {"cent", "dollar"}:
             return False
         gold_body, other_body = (_in_dollars(answer) for answer in (gold, other))
+    if (gold.has_percent and other.unit) or (other.has_percent and gold.unit):
+        return False
     if gold.has_percent == other.has_percent:
         return is_same(gold_body, other_body)
     if gold.has_percent:
@@ -67,7 +82,7 @@ def is_same(left: Node, right: Node) -> bool | None:
         return _compare_matrices(left, right)
     if isinstance(left, Words) or isinstance(right, Words):
         return _compare_words(left, right)
-    if isinstance(left, Based) or isinstance(right, Based):
+    if _is_based(left) or _is_based(right):
         return _compare_based(left, right)
     return _compare_expressions(left, right)
 
@@ -78,14 +93,27 @@ def is_same(left: Node, right: Node) -> bool | None:
 def _compare_expressions(left: Node, right: Node) -> bool | None:
     if _is_infinite(left) != _is_infinite(right):
         return False
+    if _is_left_to_compute(left) != _is_left_to_compute(right):
+        return False
     return is_same_value(left, right)
+
+
+def _is_left_to_compute(node: Node) -> bool:
+    r"""Whether a number is given by functions, as \tan 100^\circ: that often just repeats the question."""
+    return not find_symbols(node) and mentions(node, FUNCTIONS)
 
 
 def _is_infinite(node: Node) -> bool:
     return node in (_INFINITY, _MINUS_INFINITY)
 
 
+def _is_based(node: Node) -> bool:
+    return isinstance(node, Based) or (isinstance(node, Apply) and any(map(_is_based, node.arguments)))
+
+
 def _compare_based(left: Node, right: Node) -> bool:
+    if isinstance(left, Apply) and isinstance(right, Apply) and left.function == right.function == "neg":
+        return _compare_based(left.arguments[0], right.arguments[0])
     if not isinstance(left, Based) or not isinstance(right, Based):
         return False
     return left.base == right.base and left.digits.lstrip("0") == right.digits.lstrip("0")
@@ -160,7 +188,9 @@ def _stated_value(relation: Relation) -> Node | None:
     signs, sides = relation.signs, relation.sides
     if "\\approx" in signs:
         cut = signs.index("\\approx")
-        return _stated_value(Relation(signs[:cut], sides[: cut + 1])) if cut else sides[0]
+        if cut:
+            return _stated_value(Relation(signs[:cut], sides[: cut + 1]))
+        return sides[1] if is_name(sides[0]) else sides[0]
     if set(signs) == {"="}:
         if is_name(sides[0]) or len(sides) > 2 or not find_symbols(sides[0]):
             return sides[0] if is_name(sides[-1]) and not is_name(sides[0]) else sides[-1]
@@ -285,7 +315,7 @@ def _as_interval(relation: Relation) -> Node | None:
             return None
         closed = "]" if sign == "\\leq" else "[" if sign == "\\geq" else ""
         return _interval(None, bound, closed) if sign in ("<", "\\leq") else _interval(bound, None, closed)
-    if len(sides) == 3 and is_name(sides[1]):
+    if len(sides) == 3 and is_name(sides[1]) and not find_symbols(sides[0]) and not find_symbols(sides[2]):
         if set(signs) <= {">", "\\geq"}:
             signs, sides = _flip(relation).signs, _flip(relation).sides
         if set(signs) <= {"<", "\\leq"}:
@@ -318,7 +348,7 @@ def _compare_groups(left: Node, right: Node) -> bool | None:
             return is_same(loose.items[0], tight)
         is_plain = loose.opening == "," and (tight.opening, tight.closing) == ("(", ")")
         return _compare_items(left, right) if is_plain else False
-    is_vector = len(left.items) > 2 and left.opening + left.closing in ("()", "[]")
+    is_vector = len(left.items) > 2 and {left.opening + left.closing, right.opening + right.closing} <= {"()", "[]"}
     if (left.opening, left.closing) != (right.opening, right.closing) and not is_vector:
         return False
     return _compare_items(left, right)
@@ -365,13 +395,15 @@ def _compare_group_with_other(left: Node, right: Node) -> bool | None:
         return _compare_items(vector, group) if (group.opening, group.closing) in (("(", ")"), ("[", "]")) else False
     if isinstance(other, Apply) and other.function == "setminus":
         return None
+    if isinstance(other, Symbol) and other.name == "\\mathbb{R}":
+        return group == _interval(None, None, "")
     if isinstance(other, Symbol) and other.name == "\\emptyset":
         return not group.items
     if _is_loose(group) and len(group.items) == 1:
         return is_same(group.items[0], other)
     if isinstance(other, Words):
         return "".join(_letters(item) for item in group.items) == other.text
-    return None if isinstance(other, Symbol) and other.name.startswith("\\mathbb") else False
+    return False
 
 
 def _gather_intervals(node: Node) -> Node:
@@ -405,11 +437,15 @@ def _overlap(left: Group, right: Group) -> Group | None:
 
 def _compare_matrices(left: Node, right: Node) -> bool | None:
     if not isinstance(left, Matrix) or not isinstance(right, Matrix):
-        return False if not isinstance(left, Apply) and not isinstance(right, Apply) else None
+        return None if _holds_matrix(left) and _holds_matrix(right) else False
     if [len(row) for row in left.rows] != [len(row) for row in right.rows]:
         return False
     pairs = [pair for rows in zip(left.rows, right.rows, strict=True) for pair in zip(*rows, strict=True)]
     return _all([is_same(*pair) for pair in pairs])
+
+
+def _holds_matrix(node: Node) -> bool:
+    return isinstance(node, Matrix) or (isinstance(node, Apply) and any(map(_holds_matrix, node.arguments)))
 
 
 def _as_vector(matrix: Matrix) -> Group | None:

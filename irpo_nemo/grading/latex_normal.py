@@ -67,22 +67,22 @@ _RENAMED = {
 _PLAIN_CHARACTERS = frozenset("<>()|/:+")
 
 _DROPPED = re.compile(
-    r"""\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|quad|qquad|hfill|enspace
+    r"""\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|hfill|enspace
         |thinspace|hspace\*?\{[^{}]*\}|phantom\{[^{}]*\}|vphantom\{[^{}]*\}|mathrm(?=\s*[A-Za-z])|rm|bf|it)(?![A-Za-z])\.?
-      |\\[!,;:>\ ~]|(?<!\\)~""",
+      |\\q?quad|\\[!,;:>\ ~]|(?<!\\)~""",
     re.VERBOSE,
 )
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal)?|mbox|hbox|emph|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?|boldsymbol|bm|bold"
     r"|underline)\s*\{([^{}]*)\}"
 )
-_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:,?\\[,!;:]\s*|\{,\}|\\ )(?:\\!)?\s*\d{3})+(?!\d)")
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:,?\s?\\[,!;:]\s*|\{,\}|\\ )(?:\\!)?\s*\d{3})+(?!\d)")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
 _MIXED = re.compile(r"(?<![\d.^_{])(\d+) +(\d+) ?/ ?(\d+)(?!\d)")
 _ARRAY = re.compile(
     r"(?:\\left\s*)?[(\[]\s*\\begin\{array\}\s*(?:\{[^{}]*\})?(.*?)\\end\{array\}\s*(?:\\right\s*)?[)\]]", re.DOTALL
 )
-_DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z{}%$!,;()\[\]])")
+_DOUBLED_BACKSLASH = re.compile(r"\\{2,}(?=[A-Za-z{}%$!,;()\[\]])")
 _FRAC_DIGITS = re.compile(r"\\frac\s*(\d)\s*(\d)")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 
@@ -115,6 +115,7 @@ def clean(answer: str) -> str:
     text = re.sub(r"(?<!\\)[$]|\\[()\[\]](?!\d)", lambda m: "" if m[0] != "$" else "\\$", text)
     text = re.sub(r"(?<!\\)%", r"\\%", text)
     text = _SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
+    text = re.sub(r"(?<=\d),\s+(?=\d{3}(?!\d))", ";", text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _FRAC_DIGITS.sub(r"\\frac{\1}{\2}", text)
     text = re.sub(r"<\s*=", r"\\leq ", text)

@@ -8,7 +8,7 @@ from irpo_nemo.grading.numeric import read_number
 MAX_PHRASE_LENGTH = 2000
 """Characters that are looked at."""
 
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\]|\\.)+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _CONNECTIVE = re.compile(r"[\s,;]*(?:and|or)?[\s,;]*")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?")
 _IS_NEXT = re.compile(r"\s*(?:is|are|=|equals|to be|will be|would be)\b[^$\\.;]{0,60}")
@@ -64,16 +64,20 @@ def _join_formulas(phrase: str, formulas: "list[re.Match[str]]", *, last: bool) 
             groups[-1].append(formula)
         else:
             groups.append([formula])
-    while len(groups) > 1 and not last and _only_names(phrase, groups):
+    while not last and _only_names(phrase, groups):
+        if len(groups) == 1:
+            return _pick_plain(phrase[groups[0][-1].end() :])
         groups.pop(0)
     chosen = groups[-1] if last else groups[0]
     return ", ".join(_content(formula) for formula in chosen)
 
 
 def _only_names(phrase: str, groups: "list[list[re.Match[str]]]") -> bool:
-    first, second = groups[0], groups[1]
+    """Whether the first formula is a name, and what it "is" follows."""
+    first = groups[0]
     is_name = len(first) == 1 and _NAME.fullmatch(_content(first[0]).strip()) is not None
-    return is_name and _IS_NEXT.match(phrase[first[-1].end() : second[0].start()] + " ") is not None
+    following = phrase[first[-1].end() : groups[1][0].start() if len(groups) > 1 else None]
+    return is_name and _IS_NEXT.match(following + " ") is not None
 
 
 def _pick_plain(phrase: str) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from irpo_nemo.grading.latex_normal import UnreadableError, tokenize
-from irpo_nemo.grading.units import UNITS, canonical_unit
+from irpo_nemo.grading.units import UNIT_WORDS, UNITS, canonical_unit
 
 MAX_TOKENS = 400
 """Longer answers are not read."""
@@ -113,6 +113,8 @@ _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "|": ("|",)}
 _PRODUCT_SIGNS = {"\\cdot", "/", ":"}
 _NAMED_SIDES = re.compile(r"\\(?:angle|triangle|overline|arc|widehat|vec|hat|overrightarrow|bar|mathbb)")
 _WORD_LETTERS = 3
+"""Runs of more letters are words; of fewer, products."""
+_TOO_LONG_FOR_WORD = 16
 
 
 def read_answer(text: str) -> Answer:
@@ -130,7 +132,10 @@ def read_answer(text: str) -> Answer:
     tokens, has_percent = _take_percent(tokens)
     tokens, unit = _take_unit(tokens)
     parser = _Parser(tokens)
-    body = parser.read_list()
+    try:
+        body = parser.read_list()
+    except RecursionError:
+        raise UnreadableError("nested too deeply") from None
     parser.expect_end()
     return Answer(body, unit or currency, has_percent)
 
@@ -158,9 +163,24 @@ def _take_unit(tokens: list[str]) -> tuple[list[str], str | None]:
     end = len(tokens)
     while end > 1 and _is_unit_part(tokens, end - 1):
         end = _start_of_unit_part(tokens, end - 1)
+    start = end
+    while start > 1 and _is_plain_word(tokens[start - 1]):
+        start -= 1
+    if _ends_value(tokens[start - 1]):
+        end = start
     if end == len(tokens) or end == 0 or tokens[end - 1] in _RELATION_SIGNS | _PRODUCT_SIGNS | {",", "+", "-", ";"}:
         return tokens, None
     return tokens[:end], canonical_unit([_bare(token) for token in tokens[end:]])
+
+
+def _is_plain_word(token: str) -> bool:
+    """A word that can be a unit without being a known one: "apples", but not what lost its spaces."""
+    is_word = _WORD_LETTERS < len(token) < _TOO_LONG_FOR_WORD and is_letter(token) and token.islower()
+    return is_word and token not in _SCALES | _NUMBER_WORDS
+
+
+def _ends_value(token: str) -> bool:
+    return token[-1:].isdigit() or token in ("}", ")", "\\pi")
 
 
 def _is_unit_part(tokens: list[str], last: int) -> bool:
@@ -168,9 +188,11 @@ def _is_unit_part(tokens: list[str], last: int) -> bool:
     if token == "}" and last >= 3 and tokens[last - 3] == "^" and tokens[last - 2] == "{":
         return last >= 5 and tokens[last - 1] in "23" and _is_unit_part(tokens, last - 4)
     if token == "\\degree":
-        return True
-    if token == "/" or (token == "\\cdot" and last >= 1):
-        return last + 1 < len(tokens) and _is_unit_word(tokens[last + 1]) and _is_unit_part(tokens, last - 1)
+        return not any(is_trigonometric(token) for token in tokens)
+    if token == "/":
+        return last + 1 < len(tokens) and _is_unit_part(tokens, last - 1)
+    if token.casefold() in ("h", "s", "l") and tokens[last - 1] == "/":
+        return last >= 2 and _is_unit_word(tokens[last - 2])
     return _is_unit_word(token)
 
 
@@ -179,10 +201,21 @@ def _start_of_unit_part(tokens: list[str], last: int) -> int:
 
 
 def _is_unit_word(token: str) -> bool:
+    """Words in text, and known units or powers of them without text."""
     if token.startswith("\\text{"):
         words = re.findall(r"[a-z]+", _bare(token).casefold().replace(".", ""))
         return bool(words) and words[0] not in _CONNECTIVES and not re.search(r"\d", _bare(token))
-    return len(token) > 1 and token[0].isalpha() and (token.casefold() in UNITS or token.casefold() == "per")
+    return len(token) > 1 and is_letter(token) and token.casefold() in UNITS.keys() | UNIT_WORDS
+
+
+def is_letter(token: str) -> bool:
+    """Whether a token is a letter or word of plain text."""
+    return token[:1].isalpha() and token.isascii()
+
+
+def is_trigonometric(token: str) -> bool:
+    """Whether degrees after this token are an angle and not just a unit."""
+    return token.lstrip("\\")[:3] in ("sin", "cos", "tan", "cot", "sec", "csc")
 
 
 class _Parser:
@@ -260,13 +293,16 @@ class _Parser:
         return total
 
     def _read_signed_term(self) -> Node:
-        sign = self._accept("+", "-", "\\pm", "\\mp")
-        if not sign:
-            return self._read_term()
-        term = self._read_signed_term()
-        if sign == "+":
-            return term
-        return Apply("neg" if sign == "-" else sign[1:], (term,))
+        signs = []
+        while sign := self._accept("+", "-", "\\pm", "\\mp"):
+            signs.append(sign)
+        term = self._read_term()
+        if len(signs) > MAX_DEPTH:
+            raise UnreadableError("too many signs")
+        for sign in reversed(signs):
+            if sign != "+":
+                term = Apply("neg" if sign == "-" else sign[1:], (term,))
+        return term
 
     def _read_term(self) -> Node:
         product = self._read_factor()
@@ -280,10 +316,9 @@ class _Parser:
                 return product
 
     def _read_signed_factor(self) -> Node:
-        if self._accept("-"):
-            return Apply("neg", (self._read_signed_factor(),))
-        self._accept("+")
-        return self._read_factor()
+        sign = self._accept("-", "+")
+        factor = self._read_factor()
+        return Apply("neg", (factor,)) if sign == "-" else factor
 
     def _multiply(self, left: Node) -> Node:
         r"""What stands side by side: a product, or a mixed number as in 3\frac{1}{2}."""
@@ -304,7 +339,7 @@ class _Parser:
             return True
         if token[:1].isdigit() or token.startswith("."):
             return True
-        return token[:1].isalpha() and token.casefold() not in _CONNECTIVES
+        return is_letter(token) and token.casefold() not in _CONNECTIVES
 
     def _read_factor(self) -> Node:
         base = self._read_primary()
@@ -314,7 +349,7 @@ class _Parser:
             elif self._accept("!"):
                 base = Apply("!", (base,))
             elif self._accept("\\degree"):
-                continue
+                base = Apply("degree", (base,))
             elif self._peek() == "'" and isinstance(base, Symbol):
                 self._next()
                 base = Symbol(base.name + "'")
@@ -361,7 +396,7 @@ class _Parser:
             return self._read_matrix(token[1:])
         if token.startswith("\\"):
             return self._read_command(token)
-        if token[:1].isalpha():
+        if is_letter(token):
             return self._read_letters(token)
         raise UnreadableError(f"{token!r} is unknown here")
 
@@ -479,7 +514,7 @@ class _Parser:
                 if not self._peek():
                     raise UnreadableError("a brace never closes")
                 name += self._next()
-        elif self._peek()[:1].isalpha():
+        elif is_letter(self._peek()):
             name += self._next()
         return Symbol(name)
 
@@ -491,6 +526,8 @@ class _Parser:
             elif self._accept("^"):
                 power = self._read_argument()
         argument = self._read_function_argument()
+        if power == Apply("neg", (Number(Fraction(1)),)) and name in ("sin", "cos", "tan"):
+            return Apply(f"arc{name}", (argument,))
         result: Node = Apply(name, (argument,) if base is None else (argument, base))
         return result if power is None else Apply("^", (result, power))
 
@@ -534,15 +571,15 @@ class _Parser:
 
     def _rest_of_words(self) -> str:
         rest = ""
-        while self._peek()[:1].isalpha() and self._peek().casefold() not in _CONNECTIVES:
+        while is_letter(self._peek()) and self._peek().casefold() not in _CONNECTIVES:
             rest += self._next().casefold()
         return rest
 
 
 def _words_or_number(text: str) -> Node:
     text = re.sub(r"^(?:an?|the)\s+(?=\w)", "", text.casefold().strip(" .,;:!\"'"))
-    if text in _NUMBER_WORDS:
-        return Number(Fraction(_NUMBER_WORDS[text]))
+    if (number := _NUMBER_WORDS.get(text, text)).isdecimal() and len(number) <= MAX_NUMBER_DIGITS:
+        return Number(Fraction(number))
     return Words(re.sub(r"[\s()-]", "", text) or text)
 
 

@@ -8,13 +8,14 @@ values, and the two expressions must agree at each. Sizes are limited before any
 import functools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from fractions import Fraction
 from typing import Any
 
 from irpo_nemo.grading.latex_normal import UnreadableError
 from irpo_nemo.grading.latex_reader import FUNCTIONS, Apply, Node, Number, Symbol
 
+TRIGONOMETRIC = frozenset(["sin", "cos", "tan", "cot", "sec", "csc"])
 MAX_BITS = 60_000
 """Of an exact integer; 2024^4046 has 44,403."""
 MAX_FACTORIAL = 3000
@@ -49,6 +50,8 @@ def is_same_value(left: Node, right: Node) -> bool | None:
     """
     if find_symbols(left) != find_symbols(right) and not (_vanishing(left) or _vanishing(right)):
         return False
+    if _uses_degrees(left) != _uses_degrees(right) and mentions(left, TRIGONOMETRIC) and mentions(right, TRIGONOMETRIC):
+        left, right = _drop_degrees(left), _drop_degrees(right)
     agreed = 0
     for point in _points(left, right):
         try:
@@ -96,14 +99,28 @@ def approximate(node: Node) -> float | None:
         return None
 
 
+def _uses_degrees(node: Node) -> bool:
+    return mentions(node, frozenset(["degree"]))
+
+
+def _drop_degrees(node: Node) -> Node:
+    """Without degree signs: one side may have left them out."""
+    if not isinstance(node, Apply):
+        return node
+    if node.function == "degree":
+        return _drop_degrees(node.arguments[0])
+    return Apply(node.function, tuple(map(_drop_degrees, node.arguments)))
+
+
 def _vanishing(node: Node) -> bool:
     """Whether variables may cancel, as in x - x."""
-    return _mentions(node, {"+", "^", "/"}) and bool(find_symbols(node))
+    return mentions(node, {"+", "^", "/"}) and bool(find_symbols(node))
 
 
-def _mentions(node: Node, functions: set[str]) -> bool:
+def mentions(node: Node, functions: Set[str]) -> bool:
+    """Whether any of the functions or operations occurs."""
     return isinstance(node, Apply) and (
-        node.function in functions or any(_mentions(argument, functions) for argument in node.arguments)
+        node.function in functions or any(mentions(argument, functions) for argument in node.arguments)
     )
 
 
@@ -113,9 +130,9 @@ def _points(left: Node, right: Node) -> Iterator[dict[str, Fraction]]:
     if not names:
         yield {}
         return
-    is_whole = any(_mentions(node, {"!", "binom"}) for node in (left, right))
-    has_roots = any(_mentions(node, {"sqrt", "root", "ln", "log", "lg"}) for node in (left, right))
-    is_positive = has_roots and not any(_mentions(node, {"abs"}) for node in (left, right))
+    is_whole = any(mentions(node, {"!", "binom"}) for node in (left, right))
+    has_roots = any(mentions(node, {"sqrt", "root", "ln", "log", "lg"}) for node in (left, right))
+    is_positive = has_roots and not any(mentions(node, {"abs"}) for node in (left, right))
     generator = random.Random("points")
     for attempt in range(_NUM_TRIES):
         point = {}
@@ -132,12 +149,12 @@ def _agree(left: Node, right: Node, point: dict[str, Fraction]) -> bool:
     context = _context(_DIGITS)
     difference = abs(_inexact(left_value, context) - _inexact(right_value, context))
     size = max(abs(_inexact(left_value, context)), abs(_inexact(right_value, context)))
+    if difference > size * context.mpf(10) ** -(_DIGITS // 2) and size > context.mpf(10) ** -(_DIGITS // 2):
+        return False
     if size > MAX_INEXACT:
         raise TooCostlyError("too large to compare")
     if difference <= size * context.mpf(10) ** -(_DIGITS - 10):
         return True
-    if size > context.mpf(10) ** -(_DIGITS // 2) and difference > size * context.mpf(10) ** -(_DIGITS // 2):
-        return False
     finer = _context(2 * _DIGITS)
     fine_values = [_inexact(_evaluate(node, point, 2 * _DIGITS), finer) for node in (left, right)]
     return bool(abs(fine_values[0] - fine_values[1]) <= finer.mpf(difference) * finer.mpf(10) ** -(_DIGITS // 2))
@@ -167,6 +184,8 @@ def _evaluate(node: Node, point: dict[str, Fraction], digits: int) -> Value:
         raise UnreadableError("not an expression")
     values = [_evaluate(argument, point, digits) for argument in node.arguments]
     context = _context(digits)
+    if node.function in TRIGONOMETRIC and _uses_degrees(node.arguments[0]):
+        values[0] = _multiply(context, values[0], context.pi / 180)
     if node.function in _OPERATIONS:
         return _limited(_OPERATIONS[node.function](context, *values))
     if node.function in _FUNCTIONS:
@@ -276,6 +295,11 @@ def _absolute(_: Any, value: Value) -> Value:
     return abs(value)
 
 
+def _degrees(_: Any, value: Value) -> Value:
+    """A degree sign is a unit, except within a trigonometric function."""
+    return value
+
+
 def _negative(_: Any, value: Value) -> Value:
     return -value
 
@@ -291,6 +315,7 @@ _OPERATIONS: dict[str, Any] = {
     "!": _factorial,
     "binom": _binomial,
     "abs": _absolute,
+    "degree": _degrees,
 }
 _FUNCTIONS = FUNCTIONS - {"max", "min", "gcd", "lcm"}
 

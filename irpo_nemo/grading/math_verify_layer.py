@@ -20,7 +20,9 @@ _ROUNDING = 40
 _PRECISION = 60
 
 _COSTLY = re.compile(r"!|\d{13,}|\^\{[^{}]*\^|\}\^|\^\{-?\d{3,}|\d\d\^\{-?\d{2,}|\\binom")
-_BEYOND = re.compile(r"\\(?:i*nt|sum|prod|lim|gcd|lcm|operatorname|det|b?mod|pmod|[lc]?dots)(?![A-Za-z])|\.\.\.|\\[$%]")
+_BEYOND = re.compile(
+    r"\\(?:i*nt|sum|prod|lim|gcd|lcm|operatorname|det|b?mod|pmod|[lc]?dots)(?![A-Za-z])|\.\.\.|\\[$%]|\d_"
+)
 
 
 def is_worth_asking(gold: str, answer: str) -> bool:

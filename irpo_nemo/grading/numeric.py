@@ -2,22 +2,33 @@ r"""Numbers, compared exactly.
 
 An answer is looked for in layers, and the first layer that applies decides:
 
+    json           the value of the last "answer" key
+    tag            <answer>...</answer>
     final_answer   the line of the last "Final answer:"; when it says nothing, the next layers look below it
     hash           the last line "#### n", as GSM8K writes it
-    boxed          the last \boxed{...}
+    boxed          the last \boxed{...} that is not empty
+    answer_is      the sentence after the last "the answer is"
     last_number    the last number of the text
 
-The first three announce an answer, so when what they announce is not one number the completion is unparsable; "5 or 6"
-is not one number. Thousands separators, currency, percent signs, units, a trailing period and a remark in parentheses
-are ignored: 50% equals 50. Decimals and fractions are compared as fractions, without tolerance: 0.5 equals 1/2,
-and 0.33 differs from 1/3.
+All but the last announce an answer, so when what they announce is not one number the completion is unparsable; "5 or 6"
+is not one number. What follows the answer, such as another question that the model invented, is cut off first.
+Thousands separators, currency, percent signs, units, a trailing period and a remark in parentheses are ignored: 50%
+equals 50. Decimals and fractions are compared as fractions, without tolerance: 0.5 equals 1/2, and 0.33 differs from
+1/3.
 """
 
 import re
 from fractions import Fraction
 
 from irpo_nemo.errors import DataError
-from irpo_nemo.grading.extract import cut_invented_question, find_final_answer, find_last_boxed
+from irpo_nemo.grading.extract import (
+    cut_invented_question,
+    find_final_answer,
+    find_json_answer,
+    find_last_boxed,
+    find_stated_answer,
+    find_tagged_answer,
+)
 from irpo_nemo.grading.grade import Grade
 from irpo_nemo.records import Problem, Verdict
 
@@ -39,7 +50,9 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_HASH_LINE = re.compile(r"^####[ \t]*(?P<answer>[-$€£¥ \d.,/]*\d[ %.]*)$", re.MULTILINE)
+_HASH_LINE = re.compile(
+    r"^####[ \t]*(?P<answer>[-$€£¥ \d.,/]*\d(?!\d*[.)][ \t])(?:[ %][^\n]{0,40}|[.]?))$", re.MULTILINE
+)
 _FRACTION = re.compile(r"(?P<digit>\d?)\s?\\[dt]?frac\s*\{\s*(?P<top>\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}")
 _SPELLINGS = str.maketrans(
     {
@@ -111,6 +124,9 @@ def _read_gold(gold_answer: str) -> Fraction:
 def extract_number(completion_text: str) -> tuple[Fraction | None, str]:
     """The answer of a completion, or None when it cannot be read, and the layer that decided."""
     text = cut_invented_question(completion_text)
+    for found in (find_json_answer(text), find_tagged_answer(text)):
+        if found is not None:
+            return read_number(found.text), found.place
     if (announced := find_final_answer(text)) is not None:
         line, text = announced
         if line:
@@ -119,6 +135,8 @@ def extract_number(completion_text: str) -> tuple[Fraction | None, str]:
         return read_number(hashes[-1]), "hash"
     if (content := find_last_boxed(text)) is not None:
         return read_number(content), "boxed"
+    if (stated := find_stated_answer(text)) is not None and re.search(r"\d", stated):
+        return read_number(stated), "answer_is"
     value = find_last_number(text)
     return value, "none" if value is None else "last_number"
 

@@ -31,6 +31,8 @@ _SPELLINGS = {
     "cent": "cent cents",
     "degree": "degree degrees deg",
     "radian": "radian radians rad",
+    "am": "am",
+    "pm": "pm",
     "unit": "unit units",
 }
 UNITS = {
@@ -39,6 +41,8 @@ UNITS = {
 """Spelling in lower case -> unit. Single letters count as units only within text."""
 _LETTERS = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cu": "^3", "cubed": "^3"}
+UNIT_WORDS = frozenset([*_POWERS, "per"])
+"""Words that go with units."""
 
 
 def canonical_unit(tokens: list[str]) -> str | None:
