@@ -67,7 +67,7 @@ def read_problem(row: Row) -> Problem:
         problem_id=take_optional_text(row, "id") or take_optional_text(row, "unique_id") or "",
         question=question,
         gold_answer=gold,
-        solution=f"{solution}\nFinal answer: {gold}",
+        solution=f"{solution}\nFinal answer: ${gold}$",
         level=f"Level {level}" if level is not None and level.isdigit() else level,
         subject=take_optional_text(row, "type") or take_optional_text(row, "subject"),
     )

@@ -9,32 +9,15 @@ import pytest
 from irpo_nemo.config import IRPOConfig, TaskConfig
 from irpo_nemo.errors import DataError, MachineError
 from irpo_nemo.grading import GRADERS
-from irpo_nemo.tasks import Task, load_task
+from irpo_nemo.tasks import load_task
+from irpo_nemo.tasks.rows import read_data_set
 from tests.grading.problems import gold_problem
-
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+from tests.tasks.files import DATA, error_of, make_task, needs_data, write_rows
 
 GSM8K_ROW = {
     "question": "Natalia sold 48 clips in April and half as many in May. How many in all?",
     "answer": "She sold 48/2 = <<48/2=24>>24 in May.\nIn all 48+24 = <<48+24=72>>72.\n#### 72",
 }
-
-
-def make_task(name: str, train: Path | str, **options: Any) -> Task:
-    return load_task(IRPOConfig(task=TaskConfig(name=name, train_path=str(train), test_path=str(train), **options)))
-
-
-def write_rows(path: Path, *rows: dict[str, Any] | str) -> Path:
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def error_of(task: Task) -> str:
-    with pytest.raises(DataError) as error:
-        task.train_problems()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_gsm8k_row_becomes_a_problem(tmp_path: Path) -> None:
@@ -66,7 +49,7 @@ def test_lines_end_at_newline_only(tmp_path: Path) -> None:
     assert problem.question == "one\u2028two\x85three?"
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not beside this checkout")
+@needs_data
 def test_all_of_gsm8k_is_read_and_every_gold_completion_is_correct() -> None:
     paths = {"train_path": str(DATA / "gsm8k_train.jsonl.gz"), "test_path": str(DATA / "gsm8k_test.jsonl")}
     task = load_task(IRPOConfig(task=TaskConfig(name="gsm8k", **paths)))
@@ -114,6 +97,31 @@ def test_jsonl_takes_text_answers_with_the_text_grader(tmp_path: Path) -> None:
 def test_max_problems_do_not_read_further(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "mine.jsonl", {"question": "2+3?", "answer": "5"}, "damaged")
     assert len(make_task("jsonl", path, max_train_problems=1).train_problems()) == 1
+
+
+def test_jsonl_keeps_choices_level_and_subject(tmp_path: Path) -> None:
+    row = {"question": "Which melts?", "choices": ["ice", "iron"], "answer": "A", "level": 2, "subject": "Physics"}
+    path = write_rows(tmp_path / "mine.jsonl", row, {**row, "answer": "iron", "solution": "It is hot."})
+    task = make_task("jsonl", path, grader="choice", prompt_template="{question}\n")
+    first, second = task.train_problems()
+    assert task.prompt(first) == "Which melts?\n(A) ice\n(B) iron\n"
+    assert (first.choice_labels, first.choices, first.level, first.subject) == (
+        ["A", "B"],
+        ["ice", "iron"],
+        "2",
+        "Physics",
+    )
+    assert GRADERS[task.grader].grade(first, "Final answer: (A)").verdict == "correct"
+    assert GRADERS[task.grader].grade(second, task.gold_completion(second) or "").verdict == "correct"
+
+
+def test_jsonl_takes_latex_answers_with_the_latex_grader(tmp_path: Path) -> None:
+    path = write_rows(
+        tmp_path / "mine.jsonl", {"question": "Half?", "answer": r"\frac12", "solution": "Final answer: $0.5$"}
+    )
+    task = make_task("jsonl", path, grader="latex")
+    (problem,) = task.train_problems()
+    assert task.gold_completion(problem) == " Final answer: $0.5$"
 
 
 ROW = {"question": "2+3?", "answer": "5"}
@@ -197,6 +205,60 @@ def test_data_set_names_are_no_local_files(tmp_path: Path) -> None:
     here = tmp_path / "missing.jsonl"
     config = IRPOConfig(task=TaskConfig(name="gsm8k", train_path="openai/gsm8k", test_path=str(here)))
     assert load_task(config).data_files() == [here]
+
+
+def test_a_data_set_counts_by_its_name() -> None:
+    task = make_task("arc_challenge", "allenai/ai2_arc", extra_train_paths=["allenai/ai2_arc:ARC-Easy"])
+    assert task.data_files() == []
+    assert task.data_sets() == ["allenai/ai2_arc", "allenai/ai2_arc:ARC-Easy", "allenai/ai2_arc"]
+
+
+def test_a_data_set_is_read_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(name: str, subset: str | None, *, split: str) -> list[dict[str, Any]]:
+        asked.append((name, subset, split))
+        return [
+            {
+                "id": f"{subset}-{split}",
+                "question": "2+3?",
+                "choices": {"text": ["5", "6"], "label": ["A", "B"]},
+                "answerKey": "A",
+            }
+        ]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    easy = "allenai/ai2_arc:ARC-Easy"
+    task = make_task("arc_challenge", "allenai/ai2_arc", extra_train_paths=[easy], dev_path="allenai/ai2_arc")
+    assert [problem.problem_id for problem in task.train_problems()] == ["ARC-Challenge-train", "ARC-Easy-train"]
+    assert [problem.problem_id for problem in task.test_problems()] == ["ARC-Challenge-test"]
+    assert [problem.problem_id for problem in task.dev_problems()] == ["ARC-Challenge-validation"]
+    assert asked == [
+        ("allenai/ai2_arc", "ARC-Challenge", "train"),
+        ("allenai/ai2_arc", "ARC-Easy", "train"),
+        ("allenai/ai2_arc", "ARC-Challenge", "test"),
+        ("allenai/ai2_arc", "ARC-Challenge", "validation"),
+    ]
+
+
+def test_datasets_rows_arrive_as_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", {"question": "2+3?", "answer": 5, "choices": ["a", "b"], "is_easy": True})
+    ((place, row),) = read_data_set(str(folder), None, "train")
+    assert place == f"{folder} train[0]"
+    assert row == {"question": "2+3?", "answer": "5", "choices": ["a", "b"], "is_easy": True}
+
+
+def test_a_data_set_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(DataError) as error:
+        list(read_data_set(str(tmp_path / "absent"), None, "train"))
+    assert str(error.value).startswith(f"{tmp_path / 'absent'}: cannot be loaded from Hugging Face (")
+    assert str(error.value).endswith("or set task.train_path and task.test_path to local files.")
 
 
 def test_a_data_set_without_the_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
