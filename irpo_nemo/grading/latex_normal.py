@@ -156,7 +156,7 @@ def _unwrap(text: str) -> str:
 def _rename(match: "re.Match[str]") -> str:
     name = match[1]
     new = _RENAMED.get(name, name)
-    return new if new in _PLAIN_CHARACTERS else f"\\{new}" + (" " if match[0][-1].isspace() or new == name else "")
+    return new if new in _PLAIN_CHARACTERS else f"\\{new}" + (" " if match[0][-1].isspace() else "")
 
 
 def _plain_or_text(match: "re.Match[str]") -> str:
