@@ -89,8 +89,7 @@ def _encode_turns(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) ->
                 "set task.chat_template=none."
             )
     rendered = [_render_turn(tokenizer, text) for text in texts]
-    encoded = tokenizer(rendered, add_special_tokens=False).input_ids if rendered else []
-    return [_with_one_beginning(tokenizer, list(ids)) for ids in encoded]
+    return [_with_one_beginning(tokenizer, ids) for ids in _encode(tokenizer, rendered, reads_marks=True)]
 
 
 def _render_turn(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
@@ -155,9 +154,14 @@ def _beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 def _encode_plain(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
     """Encode without adding special tokens, and without reading any in the text."""
+    return _encode(tokenizer, texts, reads_marks=False)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, reads_marks: bool) -> list[list[int]]:
+    """Encode without adding special tokens; with `reads_marks`, those spelled out in a text become tokens."""
     if not texts:
         return []
-    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not reads_marks).input_ids
     unknown = tokenizer.unk_token_id
     for text, ids in zip(texts, encoded, strict=True):
         if unknown is not None and unknown in ids:
