@@ -90,7 +90,7 @@ class Dialect:
 
 
 def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(type(token) is int for token in value)
+    return isinstance(value, list) and set(map(type, value)) <= {int}
 
 
 DIALECTS = (

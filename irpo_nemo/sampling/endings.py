@@ -52,7 +52,7 @@ def close_completion(
         tokenizer: Of the model; its end-of-sequence token is the one that engines take off without a word.
     """
     ids = list(token_ids)
-    end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
+    end = min((ids.index(token) for token in stop_ids if token in ids), default=None)
     if end is not None:
         ids = ids[: end + 1]
     elif finish_reason == "stop":
