@@ -130,7 +130,7 @@ class GradingPool:
             "memory_bytes": int(config.memory_gib * 2**30),
         }
         self._patience_seconds = _PATIENCE * config.deadline_seconds
-        self._num_children = config.num_workers or _count_cores()
+        self.num_children = config.num_workers or _count_cores()
         self._children: list[_Child] = []
         self._selector = selectors.DefaultSelector()
         self._has_reported_bug = False
@@ -221,7 +221,7 @@ class GradingPool:
         for child in self._children:
             if not child.pending:
                 self._send_batch(child, window)
-        while len(self._children) < self._num_children and window.has_work():
+        while len(self._children) < self.num_children and window.has_work():
             self._send_batch(self._start_child(), window)
 
     def _send_batch(self, child: _Child, window: "_Window") -> None:

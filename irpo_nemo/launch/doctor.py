@@ -70,17 +70,18 @@ def _check_records() -> str:
     return "one row, written and read"
 
 
-def _check_grader() -> str:
-    """Answers whose verdict is known."""
+def _check_graders() -> str:
+    """Every grader passes its golden cases, in a child process as in a run."""
+    from irpo_nemo.config import GradingConfig
     from irpo_nemo.grading import GRADERS
-    from irpo_nemo.records import Problem
+    from irpo_nemo.grading.pool import GradingPool
+    from irpo_nemo.grading.self_test import check_grader
 
-    cases = [("12", "3 + 9 = 12. Final answer: 12", "correct"), ("12", "Final answer: 13", "wrong")]
-    for gold, completion, verdict in cases:
-        problem = Problem(problem_id="", question="", gold_answer=gold)
-        found = GRADERS["numeric"].grade(problem, completion).verdict
-        assert found == verdict, f"{completion!r} for {gold} is {found}, wanted {verdict}"
-    return f"{len(cases)} known verdicts"
+    counts = {}
+    for grader in GRADERS:
+        with GradingPool(grader, GradingConfig(num_workers=1)) as pool:
+            counts[grader] = check_grader(pool)
+    return f"known verdicts: {', '.join(f'{count} of {grader}' for grader, count in counts.items())}"
 
 
 def _check_loss() -> str:
@@ -100,6 +101,6 @@ def _check_loss() -> str:
 
 _SELF_TESTS: dict[str, Callable[[], str]] = {
     "records": _check_records,
-    "grader": _check_grader,
+    "graders": _check_graders,
     "loss": _check_loss,
 }
