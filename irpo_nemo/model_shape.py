@@ -15,7 +15,7 @@ from typing import Any
 from irpo_nemo.config import IRPOConfig, ModelConfig, ParallelConfig
 from irpo_nemo.errors import ConfigError, ModelError
 
-MODEL_TYPES = ("llama",)
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """model_type of config.json that can be trained; `irpo_nemo.training.families` has a module of each name."""
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

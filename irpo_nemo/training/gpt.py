@@ -79,6 +79,7 @@ def build_gpt_model(
         **family.gpt_options(hf_config),
     )
     model.true_vocab_size = shape.vocab_size
+    model.rotary_pos_emb.set_frequencies(family.rope_frequencies(hf_config))
     if load_weights:
         load_hf_weights([model], hf_folder)
     return [model]
@@ -141,6 +142,9 @@ def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     layer.submodules.self_attention.submodules.core_attention = GroupAttention
+    if config.qk_layernorm:
+        layer.submodules.self_attention.submodules.q_layernorm = RMSNorm
+        layer.submodules.self_attention.submodules.k_layernorm = RMSNorm
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
 
 
@@ -208,6 +212,10 @@ class PositionedRotaryEmbedding(torch.nn.Module):
         super().__init__()
         self.rotary = rotary
         self.layout: RowLayout | None = None
+
+    def set_frequencies(self, frequencies: Tensor) -> None:
+        """Use these radians a position instead of Megatron's, which knows fewer kinds of scaling; [head_dim / 2]."""
+        self.rotary.inv_freq = frequencies.to(self.rotary.inv_freq.device)
 
     def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> int:
         """Positions that angles are needed of."""

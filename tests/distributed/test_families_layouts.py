@@ -1,6 +1,6 @@
-"""A Hugging Face Llama in Megatron is the same model in every layout: its logits, one step of training, and its export.
+"""A Hugging Face model in Megatron is the same model in every layout: its logits, one step of training, and its export.
 
-transformers' LlamaForCausalLM is the independent implementation. A world of 4 ranks goes through all layouts in turn;
+transformers' own models are the independent implementation. A world of 4 ranks goes through all layouts in turn;
 the ranks that a layout leaves over are data parallel.
 """
 
@@ -45,9 +45,12 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 8192,
 }
 MODELS: dict[str, dict[str, Any]] = {
-    "untied": {},
-    "tied": {"tie_word_embeddings": True},
-    "llama3_rope": {"rope_parameters": LLAMA3_ROPE},
+    "untied": {"model_type": "llama"},
+    "tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama3_rope": {"model_type": "llama", "rope_parameters": LLAMA3_ROPE},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3"},
 }
 LEARNING_RATE = 0.1
 BATCH, SEQ = 3, 8
@@ -60,13 +63,13 @@ def random_tokens() -> Tensor:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random models; beside each, by transformers: its logits, RoPE, and weights after a step of gradient descent."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     root = tmp_path_factory.mktemp("models")
     tokens = random_tokens()
     for name, options in MODELS.items():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**SHAPE, **options))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPE, **options))
         for parameter in model.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)  # norms start at 1, which would hide a mix-up
         model.save_pretrained(root / name)
@@ -227,10 +230,10 @@ def test_import_then_export_is_bit_for_bit_equal_in_every_layout(models: Path, m
 
 
 def test_bf16_weights_survive_import_and_export(models: Path, tmp_path: Path) -> None:
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     for name in MODELS:
-        LlamaForCausalLM.from_pretrained(models / name, dtype=torch.bfloat16).save_pretrained(tmp_path / name)
+        AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.bfloat16).save_pretrained(tmp_path / name)
     run_on_ranks(partial(in_every_layout, check_bf16, tmp_path), 4)
 
 

@@ -36,6 +36,7 @@ LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
+KNOWN = "llama, mistral, qwen2, qwen3"
 LLAMA3_SCALING = {
     "rope_type": "llama3",
     "factor": 32.0,
@@ -80,7 +81,7 @@ def test_a_config_without_sizes_is_refused_with_every_mistake(tmp_path: Path) ->
     assert str(caught.value).splitlines() == [
         f"{tmp_path}/config.json gives no number for hidden_size; is it a decoder-only model?",
         f"{tmp_path}/config.json gives no number for vocab_size; is it a decoder-only model?",
-        f"{tmp_path}/config.json gives no model_type; known are llama",
+        f"{tmp_path}/config.json gives no model_type; known are {KNOWN}",
     ]
 
 
@@ -89,14 +90,14 @@ def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         read_hf_config(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/config.json: model_type is 'mamba', which cannot be trained; known are llama"
+        f"{tmp_path}/config.json: model_type is 'mamba', which cannot be trained; known are {KNOWN}"
     )
 
 
 def test_an_unknown_model_type_is_found_before_a_run_starts(tmp_path: Path) -> None:
     config = IRPOConfig(model=ModelConfig(path=str(write_config(tmp_path, LLAMA | {"model_type": "mamba"}))))
     assert list(find_model_mistakes(config)) == [
-        f"model.path: {tmp_path}/config.json: model_type is 'mamba', which cannot be trained; known are llama"
+        f"model.path: {tmp_path}/config.json: model_type is 'mamba', which cannot be trained; known are {KNOWN}"
     ]
 
 
@@ -137,8 +138,15 @@ def test_vocabulary_is_padded_to_a_multiple_of_8_on_each_rank() -> None:
         ({"mlp_bias": True}, "mlp_bias is True, which is not supported; mlp_bias=False is wanted"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', which is not supported; hidden_act='silu' is wanted"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, which is not supported; no quant"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling is {'factor': 2.0, 'rope_type': 'linear'}"),
-        ({"rope_scaling": LLAMA3_SCALING | {"low_freq_factor": 2.0}}, "rope scaling is "),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+            "rope scaling is 'yarn', which is not supported; known are",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}},
+            "rope scaling 'llama3' lacks high_freq_factor, low_",
+        ),
+        ({"sliding_window": 32}, "sliding_window is 32, which is not supported; null, or"),
     ],
 )
 def test_an_option_that_is_not_built_is_refused(option: dict[str, Any], message: str) -> None:
@@ -148,15 +156,36 @@ def test_an_option_that_is_not_built_is_refused(option: dict[str, Any], message:
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_llama_tensors_are_those_of_transformers(tied: bool) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"rope_type": "linear", "factor": 4.0},
+        LLAMA3_SCALING,
+        LLAMA3_SCALING | {"factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 5.0},
+    ],
+)
+def test_rope_frequencies_are_those_of_transformers(scaling: dict[str, Any] | None) -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    config = LLAMA | {"tie_word_embeddings": tied}
+    rope = {"rope_type": "default"} | (scaling or {}) | {"rope_theta": 500000.0}
+    config = {key: value for key, value in LLAMA.items() if key != "model_type"} | {"head_dim": 64}
+    expected = LlamaRotaryEmbedding(LlamaConfig(**config, rope_parameters=rope)).inv_freq
+    found = llama.FAMILY.rope_frequencies(LLAMA | {"head_dim": 64, "rope_parameters": rope})
+    torch.testing.assert_close(found, expected, atol=0.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_tensors_are_those_of_transformers(model_type: str, tied: bool) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = LLAMA | {"tie_word_embeddings": tied, "model_type": model_type, "sliding_window": None}
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**{key: value for key, value in config.items() if key != "model_type"}))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    assert llama.hf_tensors(config) == expected
+    assert find_family(config, Path("m")).hf_tensors(config) == expected
 
 
 MEGATRON_PARAMETERS = [
@@ -180,17 +209,19 @@ MEGATRON_PARAMETERS = [
 
 @pytest.mark.parametrize("tp_size", [1, 2, 4])
 def test_shards_cover_every_entry_once_and_norms_on_every_rank(tp_size: int) -> None:
-    covered = {name: torch.zeros(shape) for name, shape in llama.hf_tensors(LLAMA).items()}
+    covered = {name: torch.zeros(shape) for name, shape in llama.FAMILY.hf_tensors(LLAMA).items()}
     for tp_rank in range(tp_size):
         for name in MEGATRON_PARAMETERS:
-            for piece in llama.parameter_pieces(name, LLAMA, tp_rank=tp_rank, tp_size=tp_size):
+            for piece in llama.FAMILY.parameter_pieces(name, LLAMA, tp_rank=tp_rank, tp_size=tp_size):
                 covered[piece.tensor].narrow(piece.dim, piece.start, piece.stop - piece.start).add_(1)
     for name, count in covered.items():
         assert (count == (tp_size if "norm" in name else 1)).all(), name
 
 
 def test_qkv_goes_by_key_value_head() -> None:
-    pieces = llama.parameter_pieces("decoder.layers.0.self_attention.linear_qkv.weight", LLAMA, tp_rank=1, tp_size=2)
+    pieces = llama.FAMILY.parameter_pieces(
+        "decoder.layers.0.self_attention.linear_qkv.weight", LLAMA, tp_rank=1, tp_size=2
+    )
     rows = [(piece.tensor.split(".")[4], piece.start, piece.stop) for piece in pieces]
     assert rows == [
         *[("q_proj", 24, 36), ("k_proj", 12, 18), ("v_proj", 12, 18)],
@@ -200,7 +231,7 @@ def test_qkv_goes_by_key_value_head() -> None:
 
 def test_a_parameter_that_llama_lacks_is_refused() -> None:
     with pytest.raises(ModelError, match=r"mlp\.router"):
-        llama.parameter_pieces("decoder.layers.0.mlp.router.weight", LLAMA, tp_rank=0, tp_size=1)
+        llama.FAMILY.parameter_pieces("decoder.layers.0.mlp.router.weight", LLAMA, tp_rank=0, tp_size=1)
 
 
 TENSORS = {"a": torch.arange(12.0).view(4, 3), "b": torch.arange(5.0)}

@@ -1,6 +1,6 @@
 """Model families: how a Hugging Face folder becomes a Megatron `GPTModel`, and back.
 
-A new family is one module here, named as config.json's model_type, with the functions of `Family`, and one entry in
+A new family is one module here, named as config.json's model_type, whose FAMILY is a `Family`, and one entry in
 `irpo_nemo.model_shape.MODEL_TYPES`. This module imports none of them until asked.
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from irpo_nemo.errors import ModelError
 
@@ -24,7 +26,7 @@ class Piece:
 
 
 class Family(Protocol):
-    """What the module of a family provides."""
+    """What a family knows."""
 
     def find_unsupported(self, hf_config: dict[str, Any]) -> Iterator[str]:
         """Yield what config.json asks for and this family's module does not build."""
@@ -36,6 +38,10 @@ class Family(Protocol):
 
     def gpt_options(self, hf_config: dict[str, Any]) -> dict[str, Any]:
         """Arguments of GPTModel that follow from the model: position embedding, tied embeddings."""
+        ...
+
+    def rope_frequencies(self, hf_config: dict[str, Any]) -> Tensor:
+        """Radians a position for each pair of a head's dimensions, [head_dim / 2] fp32."""
         ...
 
     def hf_tensors(self, hf_config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -61,7 +67,7 @@ def find_family(hf_config: dict[str, Any], folder: Path) -> Family:
     Raises:
         ModelError: With every option that is not supported, one a line.
     """
-    family: Any = importlib.import_module(f"{__name__}.{hf_config['model_type']}")
+    family: Family = importlib.import_module(f"{__name__}.{hf_config['model_type']}").FAMILY
     if problems := list(family.find_unsupported(hf_config)):
         raise ModelError("\n".join(f"{folder}/config.json: {problem}" for problem in problems))
     return family
