@@ -29,6 +29,8 @@ _SPECIAL_TOKEN = re.compile(r"<\|(?:im_start|im_end|eot_id|endoftext|end_of_text
 _BOX_OR_BRACE = re.compile(
     r"(\\(?:boxed|fbox|framebox)\s*\{)|\\[{}]|\\\\(?!f?box)|(\{)|(\})|\\(?:boxed|fbox)\s+([^\s{}$\\.,;]+)"
 )
+_NUM_CHARACTERS_BEFORE = 20
+_MINUS_ALONE = re.compile(r"(?:[=$(\[]|\bis)\s*-\s*$")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s,;$&]|\\[()\[\],;!]|\\q?quad|\\text\{[\s,]*(?:and|or)?[\s,]*\}|and|or|\\\\|[A-Za-z](?:_\{?\w\}?)?(?:\([a-z]\))?\s*=)*"
 )
@@ -123,10 +125,17 @@ def find_boxes(text: str) -> list[tuple[int, int, str]]:
         elif match[3] and opened:
             span = opened.pop()
             if span is not None and not any(opened) and text[span[1] : match.start()].strip():
-                boxes.append((span[0], match.end(), text[span[1] : match.start()]))
+                boxes.append((span[0], match.end(), _sign_before(text, span[0], text[span[1] : match.start()])))
         elif match[4] and not any(opened):
             boxes.append((match.start(), match.end(), match[4]))
     return boxes
+
+
+def _sign_before(text: str, start: int, content: str) -> str:
+    r"""The content of a box with the sign that stands alone before it, as in "= -\boxed{256}"."""
+    if not _MINUS_ALONE.search(text[max(0, start - _NUM_CHARACTERS_BEFORE) : start]):
+        return content
+    return f"-({content})" if re.search(r"[-+=,]", content) else f"-{content}"
 
 
 def find_last_boxed(text: str) -> str | None:

@@ -58,10 +58,8 @@ def grade(problem: Problem, completion_text: str) -> Grade:
         return Grade(answer=None, verdict="unparsable", layer="none")
     if max(map(len, answers)) > MAX_ANSWER_LENGTH:
         return Grade(answer=None, verdict="unparsable", layer=f"{place}/none")
-    for answer in answers:
-        verdict, comparison = _judge(gold, answer)
-        if verdict == "correct":
-            break
+    judged = [(answer, *_judge(gold, answer)) for answer in answers]
+    answer, verdict, comparison = next((one for one in judged if one[1] == "correct"), judged[0])
     return Grade(answer=_spell(answer), verdict=verdict, layer=f"{place}/{comparison}")
 
 

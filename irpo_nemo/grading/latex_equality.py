@@ -1,13 +1,13 @@
 r"""Do two answers, as trees, say the same?
 
 Order matters in tuples, intervals and matrices, and not in sets, unions and bare lists, where repeats count. A name
-before the value ("x =", "f(x) =", "x \in") may be missing on one side. An inequality of one variable is its interval, an
-equation may be multiplied by a number. Brackets of intervals are compared exactly.
+before the value ("x =", "f(x) =", "x \in") may be missing on one side. An inequality of one variable is its interval,
+an equation may be multiplied by a number. Brackets of intervals are compared exactly.
 
 Units and currency may be missing on one side, but may not differ; a percent sign may be missing (25\% is 25) or be
-worked out (25\% is 0.25). A stated base (2516_8) may neither be missing nor be worked out, and 30 degrees are not \pi/6.
-Arithmetic and roots may be left to do; but a number given by a trigonometric function or logarithm, as in
-\tan 100^\circ, differs from one given without, for it often just repeats the question.
+worked out (25\% is 0.25). A stated base (2516_8) may neither be missing nor be worked out, and 30 degrees are not
+\pi/6. Arithmetic and roots may be left to do; but a number given by a trigonometric function or logarithm, as in \tan
+100^\circ, differs from one given without, for it often just repeats the question.
 """
 
 from collections.abc import Mapping, Sequence

@@ -83,6 +83,7 @@ _ARRAY = re.compile(
     r"(?:\\left\s*)?[(\[]\s*\\begin\{array\}\s*(?:\{[^{}]*\})?(.*?)\\end\{array\}\s*(?:\\right\s*)?[)\]]", re.DOTALL
 )
 _DOUBLED_BACKSLASH = re.compile(r"\\{2,}(?=[A-Za-z{}%$!,;()\[\]])")
+_DOLLAR = re.compile(r"(?<!\\)[$]")
 _FRAC_DIGITS = re.compile(r"\\frac\s*(\d)\s*(\d)")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 
@@ -112,7 +113,10 @@ def clean(answer: str) -> str:
     text = _TEXT.sub(_plain_or_text, text)
     text = re.sub(r"\\color\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}", "", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\circ(?![A-Za-z])", r"\\degree ", text)
-    text = re.sub(r"(?<!\\)[$]|\\[()\[\]](?!\d)", lambda m: "" if m[0] != "$" else "\\$", text)
+    text = re.sub(r"\\[()\[\]](?!\d)", "", text)
+    if len(_DOLLAR.findall(text)) % 2:
+        text = re.sub(r"(?<!\\)[$](?=\s?\d)", r"\\$", text)
+    text = _DOLLAR.sub("", text)
     text = re.sub(r"(?<!\\)%", r"\\%", text)
     text = _SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
     text = re.sub(r"(?<=\d),\s+(?=\d{3}(?!\d))", ";", text)
@@ -243,5 +247,6 @@ def join_tokens(tokens: list[str]) -> str:
     parts: list[str] = []
     for before, token in zip(["", *tokens], tokens, strict=False):
         glued = token[0].isalpha() and (before[:1].isalpha() or (before[:1] == "\\" and before[-1:].isalpha()))
-        parts.append(f" {token}" if glued or (before[:1].isdigit() and token[0].isdigit()) else token)
+        apart = before[-1:].isdigit() and (token[0].isdigit() or (len(token) > 1 and token[0].isalpha()))
+        parts.append(f" {token}" if glued or apart else token)
     return "".join(parts)
