@@ -45,7 +45,7 @@ def value_and_gradients(
     return value.detach(), hidden.grad, weight.grad
 
 
-@pytest.mark.parametrize("chunk_elements", [2**22, 30, 1])
+@pytest.mark.parametrize("chunk_elements", [2**24, 30, 1])
 def test_logprobs_and_gradients_equal_log_softmax(
     tp_group: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch, chunk_elements: int
 ) -> None:
