@@ -185,6 +185,15 @@ def test_an_output_of_another_input_is_refused(tmp_path: Path, kept: list[dict[s
         grade_file("gsm8k", source, tmp_path / "out.jsonl")
 
 
+def test_an_audit_adds_the_second_verdict(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", ROW, {"response": "Final answer: 3 2/2", "gold": 4})
+    result = grade_file("gsm8k", source, tmp_path / "out.jsonl", GradingConfig(num_workers=1, audit=True))
+    first, second = read_rows(tmp_path / "out.jsonl")
+    assert (first["verdict"], first["audit_verdict"], first["audit_answer"]) == ("correct", "correct", "72")
+    assert (second["verdict"], second["audit_verdict"], second["audit_answer"]) == ("correct", "wrong", "3")
+    assert result.num_disputed == 1
+
+
 def test_input_is_never_overwritten(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", ROW)
     with pytest.raises(ConfigError, match=r"in\.jsonl: is INPUT and OUTPUT at once"):

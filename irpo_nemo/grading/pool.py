@@ -272,9 +272,8 @@ class GradingPool:
             return _make_error(result["kind"], f"{place}{result['message']}")
         if not self._has_reported_bug:
             self._has_reported_bug = True
-            logger.warning(
-                "%s: the %s grader failed on it; it and others like it become errors", slot.place, self.grader
-            )
+            who = "auditor" if slot.job[0] == "audit" else "grader"
+            logger.warning("%s: the %s %s failed on it; this becomes an error", slot.place, self.grader, who)
             logger.warning("%s", result["message"])
         return "crash"
 

@@ -112,6 +112,27 @@ def test_evaluation_samples_vote_by_meaning(config: IRPOConfig) -> None:
     assert {grade.answer_class for grade in read_parts(folder.graded("train"), GradedCandidate)} == {None}
 
 
+def test_what_the_auditor_judges_differently_joins_neither_side_and_is_written_down(config: IRPOConfig) -> None:
+    """4 as a mixed fraction is right, but the auditor reads its first number."""
+    config.grading.audit = True
+    folder = RunFolder(config.run_folder).iteration(0)
+    answers = ["4", "3 2/2", "9", "what?"]
+    rows = [make_candidate("train-0", index, answer) for index, answer in enumerate(answers)]
+    write_records(part_path(folder.samples("train"), 0), rows, Candidate)
+    run_stage(config, "grade", 0)
+    grades = read_records(part_path(folder.graded("train"), 0), GradedCandidate)
+    assert [grade.verdict for grade in grades] == ["correct", "correct", "wrong", "unparsable"]
+    assert [grade.audit_verdict for grade in grades] == ["correct", "wrong", "wrong", "unparsable"]
+    (line,) = folder.disagreements.read_text().splitlines()
+    assert json.loads(line) == {**dataclasses.asdict(grades[1]), "text": rows[1].text}
+    manifest = read_manifest(folder.manifest("grade"))
+    assert manifest is not None
+    assert manifest.counts["disputed"] == 1
+    run_stage(config, "pair", 0)
+    assert read_json(folder.pairs_summary)["num_disputed"] == 1
+    assert {pair.chosen_id for pair in read_records(folder.pairs, PreferencePair)} == {"train-0/sample/0"}
+
+
 def test_a_broken_grader_stops_the_stage_before_it_grades(config: IRPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_case = (Problem(problem_id="", question="", gold_answer="50%"), "50", "unparsable")
     monkeypatch.setattr(GRADERS["numeric"], "golden_cases", lambda: [wrong_case], raising=False)
