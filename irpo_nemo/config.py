@@ -119,6 +119,10 @@ class SamplingConfig:
 
     num_candidates: int = bounded(30, minimum=1)
     """Completions sampled per problem (N in the paper)."""
+    round_size: int | None = bounded(None, minimum=1)
+    """Draw so many of them at a time, and no more for a problem that has enough winners and losers. All when null."""
+    enough_per_side: int | None = bounded(None, minimum=1)
+    """With round_size: distinct winners, and losers, that are enough; pairing.num_pairs_per_problem when null."""
     temperature: list[float] = bounded([0.8, 0.8, 1.3, 1.3], above=0.0)  # noqa: RUF009 - bounded makes a field
     """One value per iteration; the last repeats."""
     top_p: float = bounded(1.0, above=0.0, maximum=1.0)
@@ -657,6 +661,8 @@ def _check_prompt(config: IRPOConfig) -> Iterator[str]:
 
 
 def _check_sampler(config: IRPOConfig) -> Iterator[str]:
+    if config.sampling.enough_per_side is not None and config.sampling.round_size is None:
+        yield "sampling.enough_per_side: is set, but only sampling in rounds stops early; set sampling.round_size too"
     for option in config.sampler.tensorrt_llm.options:
         if option not in ENGINE_OPTIONS:
             near = difflib.get_close_matches(option, ENGINE_OPTIONS, n=1)

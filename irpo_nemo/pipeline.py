@@ -241,12 +241,13 @@ def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Ite
     if t == 0 and not config.sft.enabled:
         model_step, model_source = (), _model_digest(config)
     splits = splits_of(config, t)
+    rule = ("pairing.num_pairs_per_problem", "pairing.unparsable", "grading") if config.sampling.round_size else ()
     disagreements = [folder.disagreements] if config.grading.audit else []
 
     yield _Draft(
         stage="sample",
         iteration=t,
-        keys=(*_TASK, "sampling", "evaluation", "sampler", "model.trust_remote_code", "pairing.gold_solutions"),
+        keys=(*_TASK, "sampling", "evaluation", "sampler", "model.trust_remote_code", "pairing.gold_solutions", *rule),
         after=model_step,
         sources=sources | model_source,
         outputs=tuple(folder.samples(split) for split in splits),

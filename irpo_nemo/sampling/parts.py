@@ -14,12 +14,12 @@ So, with a sampler that honours seeds, a part sampled again is the same part.
 
 import collections
 import dataclasses
+import functools
 import hashlib
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,8 @@ from irpo_nemo.artifacts import list_parts, part_path, read_json, read_records, 
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import ArtifactError, MachineError
 from irpo_nemo.records import Candidate, CandidateKind, Problem
+from irpo_nemo.sampling.counts import SamplingCounts, append_statistics
+from irpo_nemo.sampling.rounds import Judge, StopRule, could_have_stopped, draw_in_rounds
 from irpo_nemo.sampling.sampler import Completion, Sampler, SamplingRequest
 from irpo_nemo.tasks import Task
 from irpo_nemo.tokenization import decode, encode_completion, encode_prompts
@@ -41,55 +43,6 @@ Split = Literal["train", "test"]
 
 Progress = Callable[[int, int, float], None]
 """Called with completions done, completions in all, and sampled tokens per second."""
-
-
-@dataclasses.dataclass(kw_only=True)
-class SamplingCounts:
-    """What one split came to, finished parts of an earlier start included."""
-
-    problems: int = 0
-    completions: int = 0
-    """Sampled and greedy; gold solutions are not counted."""
-    tokens: int = 0
-    truncated: int = 0
-    """Completions that ran out of tokens."""
-    duplicates: int = 0
-    """Samples with the token ids of an earlier one of their problem."""
-    failed: int = 0
-    """Completions that the sampler could not draw."""
-    completions_resumed: int = 0
-    """Completions of parts that were there already."""
-    tokens_resumed: int = 0
-    seconds: float = 0.0
-    """Spent on the parts that were not there already."""
-
-    @property
-    def truncated_share(self) -> float:
-        return self.truncated / self.completions if self.completions else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        return (self.tokens - self.tokens_resumed) / self.seconds if self.seconds else 0.0
-
-    def add(self, candidates: Sequence[Candidate], *, resumed: bool) -> None:
-        """Count one part."""
-        drawn = [candidate for candidate in candidates if candidate.kind != "gold"]
-        tokens = sum(len(candidate.token_ids) for candidate in drawn)
-        self.problems += len({candidate.problem_id for candidate in candidates})
-        self.completions += len(drawn)
-        self.tokens += tokens
-        self.truncated += sum(candidate.finish_reason == "length" for candidate in drawn)
-        self.failed += sum(candidate.finish_reason == "failed" for candidate in drawn)
-        self.duplicates += count_duplicates(candidates)
-        if resumed:
-            self.completions_resumed += len(drawn)
-            self.tokens_resumed += tokens
-
-
-def count_duplicates(candidates: Iterable[Candidate]) -> int:
-    """Samples whose token ids another sample of the same problem had first."""
-    samples = [candidate for candidate in candidates if candidate.kind == "sample" and candidate.token_ids]
-    return len(samples) - len({(candidate.problem_id, tuple(candidate.token_ids)) for candidate in samples})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +68,13 @@ class _Part:
 
     number: int
     path: Path
+    problems: Sequence[Problem]
     requests: list[SamplingRequest]
     golds: dict[str, Candidate]
+
+
+Draw = Callable[[_Part], dict[str, Completion]]
+"""Gives the completions of a part by candidate id."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +93,8 @@ class SplitSettings:
     max_new_tokens: int
     problems_per_part: int
     chat_template: str
+    stop_rule: StopRule | None
+    """Where candidates are drawn in rounds."""
 
     @property
     def completions_per_problem(self) -> int:
@@ -157,7 +117,18 @@ class SplitSettings:
             max_new_tokens=config.sampling.max_new_tokens,
             problems_per_part=config.sampler.problems_per_part,
             chat_template=config.task.chat_template,
+            stop_rule=_stop_rule(config) if is_train else None,
         )
+
+
+def _stop_rule(config: IRPOConfig) -> StopRule | None:
+    if config.sampling.round_size is None:
+        return None
+    return StopRule(
+        round_size=config.sampling.round_size,
+        enough=config.sampling.enough_per_side or config.pairing.num_pairs_per_problem,
+        unparsable_loses=config.pairing.unparsable == "loser",
+    )
 
 
 def sample_split(
@@ -173,6 +144,7 @@ def sample_split(
     shard: Shard = WHOLE,
     statistics: Path | None = None,
     on_progress: Progress | None = None,
+    open_judge: Callable[[], Judge] | None = None,
 ) -> SamplingCounts:
     """Write the candidates of `split` to parts in `folder`; parts that are there already are checked and stay.
 
@@ -188,6 +160,7 @@ def sample_split(
         shard: Which parts; all of them by default, which also proves that `folder` holds those and no others.
         statistics: Gets a line of JSON with the speed of each part drawn.
         on_progress: Told after each part.
+        open_judge: Called when candidates are drawn in rounds.
 
     Raises:
         ArtifactError: A part in `folder` is of another model, other settings or other problems.
@@ -205,21 +178,24 @@ def sample_split(
     def plan(wanted: Iterable[int]) -> Iterator[_Part]:
         return (_plan_part(number, problems, settings, task, tokenizer, folder) for number in wanted)
 
-    def count(candidates: Sequence[Candidate], *, resumed: bool) -> None:
-        counts.add(candidates, resumed=resumed)
+    def count(part: _Part, candidates: Sequence[Candidate], *, resumed: bool) -> None:
+        counts.add(candidates, num_wanted=len(part.requests), resumed=resumed)
         if on_progress is not None:
-            on_progress(counts.completions, total, counts.tokens_per_second)
+            on_progress(counts.completions + counts.spared, total, counts.tokens_per_second)
 
     missing = [number for number in numbers if not part_path(folder, number).exists()]
     for part in plan(sorted(set(numbers) - set(missing))):
-        count(_read_part(part, model_hash), resumed=True)
+        count(part, _read_part(part, model_hash, settings.stop_rule), resumed=True)
     if missing:
         sampler = open_sampler()
+        draw = _make_draw(sampler, settings.stop_rule, open_judge)
+        write = functools.partial(
+            _draw_and_write, draw=draw, config=config, model_hash=model_hash, statistics=statistics
+        )
         began = time.perf_counter()
-        for part, candidates in _draw_parts(sampler, plan(missing), config, settings, statistics):
+        for part, candidates in _draw_parts(write, plan(missing), parts_at_once=_parts_at_once(sampler, settings)):
             counts.seconds = time.perf_counter() - began
-            logger.debug("%s: %d candidates", part.path, len(candidates))
-            count(candidates, resumed=False)
+            count(part, candidates, resumed=False)
     return counts
 
 
@@ -246,36 +222,65 @@ def _plan_part(
     return _Part(
         number=number,
         path=part_path(folder, number),
+        problems=group,
         requests=list(_requests(group, prompts, settings)),
         golds=_gold_candidates(group, prompts, task, tokenizer, settings),
     )
 
 
-def _draw_parts(
-    sampler: Sampler, parts: Iterator[_Part], config: IRPOConfig, settings: SplitSettings, statistics: Path | None
-) -> Iterator[tuple[_Part, list[Candidate]]]:
-    """Draw and write parts, so many at once that the sampler's window stays full while one part ends."""
+def _make_draw(sampler: Sampler, rule: StopRule | None, open_judge: Callable[[], Judge] | None) -> Draw:
+    """How the completions of a part come about: all at once, or in rounds."""
+    if rule is None:
+        return lambda part: dict(zip(map(_id_of, part.requests), sampler.generate(part.requests), strict=True))
+    assert open_judge is not None, "rounds need a judge"
+    judge = open_judge()
+    return lambda part: draw_in_rounds(
+        sampler.generate,
+        part.requests,
+        {problem.problem_id: problem for problem in part.problems},
+        rule=rule,
+        judge=judge,
+        golds=part.golds,
+    )
 
-    def draw(part: _Part) -> list[Candidate]:
-        began = time.perf_counter()
-        completions = sampler.generate(part.requests)
-        candidates = _candidates(part.requests, completions, part.golds, settings.model_hash)
-        _refuse_many_failures(part, completions, config)
-        write_records(part.path, candidates, Candidate)
-        if statistics is not None:
-            _append_statistics(statistics, part, candidates, time.perf_counter() - began)
-        return candidates
 
+def _id_of(request: SamplingRequest) -> str:
+    return request.candidate_id
+
+
+def _draw_and_write(
+    part: _Part, *, draw: Draw, config: IRPOConfig, model_hash: str, statistics: Path | None
+) -> list[Candidate]:
+    began = time.perf_counter()
+    completions = draw(part)
+    candidates = _candidates(part.requests, completions, part.golds, model_hash)
+    _refuse_many_failures(part, list(completions.values()), config)
+    write_records(part.path, candidates, Candidate)
+    if statistics is not None:
+        seconds = time.perf_counter() - began
+        append_statistics(statistics, part.number, candidates, num_wanted=len(part.requests), seconds=seconds)
+    return candidates
+
+
+def _parts_at_once(sampler: Sampler, settings: SplitSettings) -> int:
+    """So many that the sampler's window stays full while one part ends."""
     if not sampler.window:
-        yield from ((part, draw(part)) for part in parts)
+        return 1
+    return 1 + math.ceil(sampler.window / (settings.problems_per_part * settings.completions_per_problem))
+
+
+def _draw_parts(
+    write: Callable[[_Part], list[Candidate]], parts: Iterator[_Part], *, parts_at_once: int
+) -> Iterator[tuple[_Part, list[Candidate]]]:
+    if parts_at_once == 1:
+        yield from ((part, write(part)) for part in parts)
         return
-    requests_per_part = settings.problems_per_part * settings.completions_per_problem
-    executor = ThreadPoolExecutor(1 + math.ceil(sampler.window / requests_per_part), thread_name_prefix="part")
+    executor = ThreadPoolExecutor(parts_at_once, thread_name_prefix="part")
     at_work: collections.deque[tuple[_Part, Future[list[Candidate]]]] = collections.deque()
     try:
         for part in parts:
-            at_work.append((part, executor.submit(draw, part)))
-            if len(at_work) == executor._max_workers:
+            at_work.append((part, executor.submit(write, part)))
+            if len(at_work) == parts_at_once:
                 first, future = at_work.popleft()
                 yield first, future.result()
         while at_work:
@@ -296,25 +301,6 @@ def _refuse_many_failures(part: _Part, completions: Sequence[Completion], config
             f"least {len(failures) / len(completions):.3f} to go on without them."
         )
     logger.warning("%s: %s", part.path, said)
-
-
-def _append_statistics(path: Path, part: _Part, candidates: Sequence[Candidate], seconds: float) -> None:
-    counts = SamplingCounts(seconds=seconds)
-    counts.add(candidates, resumed=False)
-    line = {
-        "part": part.number,
-        "problems": counts.problems,
-        "completions": counts.completions,
-        "tokens": counts.tokens,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(counts.tokens_per_second, 1),
-        "problems_per_second": round(counts.problems / seconds, 3),
-        "truncated_share": round(counts.truncated_share, 4),
-        "duplicates": counts.duplicates,
-        "failed": counts.failed,
-    }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def derive_seed(settings: SplitSettings, candidate_id: str) -> int:
@@ -374,13 +360,16 @@ def _gold_candidates(
 
 def _candidates(
     requests: Sequence[SamplingRequest],
-    completions: Sequence[Completion],
+    completions: Mapping[str, Completion],
     golds: dict[str, Candidate],
     model_hash: str,
 ) -> list[Candidate]:
     """Problem by problem: what was drawn, in the order of the requests, and then the gold solution."""
     by_problem: dict[str, list[Candidate]] = {}
-    for request, completion in zip(requests, completions, strict=True):
+    for request in requests:
+        completion = completions.get(request.candidate_id)
+        if completion is None:
+            continue
         candidate = Candidate(
             candidate_id=request.candidate_id,
             problem_id=request.problem_id,
@@ -428,7 +417,7 @@ def _refuse_other_parts(folder: Path, numbers: Sequence[int]) -> None:
         )
 
 
-def _read_part(part: _Part, model_hash: str) -> list[Candidate]:
+def _read_part(part: _Part, model_hash: str, rule: StopRule | None) -> list[Candidate]:
     """Read a finished part.
 
     Raises:
@@ -443,7 +432,10 @@ def _read_part(part: _Part, model_hash: str) -> list[Candidate]:
             f"Delete {part.path.parent} to sample again."
         )
     found_prompts = {candidate.candidate_id: candidate.prompt_token_ids for candidate in candidates}
-    wanted_prompts = {request.candidate_id: request.prompt_token_ids for request in part.requests}
+    requests: Iterable[SamplingRequest] = part.requests
+    if rule is not None and could_have_stopped(part.requests, found_prompts, round_size=rule.round_size):
+        requests = (request for request in part.requests if request.candidate_id in found_prompts)
+    wanted_prompts = {request.candidate_id: request.prompt_token_ids for request in requests}
     wanted_prompts |= {gold.candidate_id: gold.prompt_token_ids for gold in part.golds.values()}
     if found_prompts != wanted_prompts or len(candidates) != len(wanted_prompts):
         raise ArtifactError(

@@ -212,6 +212,8 @@ def choose_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: T
         Token ids, [rows].
     """
     greedy = temperature == 0
+    if bool(greedy.all()):
+        return logits.argmax(dim=-1)
     divisor = torch.where(greedy, 1.0, temperature)
     probabilities = torch.softmax(logits.float() / divisor[:, None], dim=-1)
     if bool((top_p < 1).any()):

@@ -3,17 +3,22 @@
 import dataclasses
 import functools
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from irpo_nemo.artifacts import hash_model_folder
 from irpo_nemo.config import IRPOConfig
+from irpo_nemo.grading.pool import GradingPool
 from irpo_nemo.pipeline import model_of, splits_of
+from irpo_nemo.records import Problem, Verdict
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.sampling import Sampler, open_sampler
-from irpo_nemo.sampling.parts import WHOLE, SamplingCounts, Shard, sample_split
+from irpo_nemo.sampling.counts import SamplingCounts
+from irpo_nemo.sampling.parts import WHOLE, Shard, sample_split
+from irpo_nemo.sampling.rounds import Judge
 from irpo_nemo.stages.frame import StageResult
 from irpo_nemo.tasks import load_task
 from irpo_nemo.tokenization import load_tokenizer
@@ -60,6 +65,16 @@ def _sample(
             seeds_honoured = sampler.honours_seeds
             return sampler
 
+        def open_judge() -> Judge:
+            pool = stack.enter_context(GradingPool(task.grader, config.grading))
+            one_at_a_time = threading.Lock()
+
+            def judge(items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+                with one_at_a_time:
+                    return [grade.verdict for grade in pool.grade(items)]
+
+            return judge
+
         for split in splits_of(config, iteration):
             counts[split] = sample_split(
                 open_engine,
@@ -71,6 +86,7 @@ def _sample(
                 folder=folder.samples(split),
                 model_hash=model_hash,
                 shard=shard,
+                open_judge=open_judge,
                 statistics=folder.sampling_statistics(split),
                 on_progress=_log_progress(f"iteration {iteration}  sample {split}"),
             )
@@ -101,12 +117,15 @@ def _total(by_split: Mapping[str, SamplingCounts]) -> dict[str, Any]:
     summary = [f"{completions} completions", f"{truncated / max(completions, 1):.1%} cut off"]
     if failed := sum(counts.failed for counts in all_counts):
         summary.append(f"{failed} failed")
+    if spared := sum(counts.spared for counts in all_counts):
+        summary.append(f"{spared} spared")
     if seconds:
         summary.append(f"{fresh / seconds:.0f}/s")
     return {
         "completions": completions,
         "tokens": tokens,
         "truncated": truncated,
+        "spared": spared,
         "splits": {split: dataclasses.asdict(counts) for split, counts in by_split.items()},
         "summary": summary,
     }

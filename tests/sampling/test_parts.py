@@ -7,11 +7,10 @@ import pytest
 from irpo_nemo.artifacts import list_parts, read_parts, read_records
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import ArtifactError, MachineError
-from irpo_nemo.grading import GRADERS
-from irpo_nemo.records import Candidate, GradedCandidate
+from irpo_nemo.records import Candidate
 from irpo_nemo.sampling import Completion, Sampler, SamplingRequest, open_sampler
-from irpo_nemo.sampling.parts import WHOLE, SamplingCounts, Shard, Split, SplitSettings, derive_seed, sample_split
-from irpo_nemo.stages.grade import grade_parts
+from irpo_nemo.sampling.counts import SamplingCounts
+from irpo_nemo.sampling.parts import WHOLE, Shard, Split, SplitSettings, derive_seed, sample_split
 from irpo_nemo.tasks import load_task
 from irpo_nemo.tokenization import decode, encode_completion, load_tokenizer
 from tests.sampling.conftest import make_config
@@ -271,9 +270,7 @@ class FailingSampler:
         self._sampler.close()
 
 
-def test_what_could_not_be_drawn_is_kept_as_failed_and_graded_as_error(
-    sample: Sample, tmp_path: Path, model_folder: Path
-) -> None:
+def test_what_could_not_be_drawn_is_kept_as_failed(sample: Sample, tmp_path: Path, model_folder: Path) -> None:
     config = make_config()
     config.sampler.max_failed_share = 0.2
     problem = load_task(config).train_problems()[0].problem_id
@@ -281,10 +278,6 @@ def test_what_could_not_be_drawn_is_kept_as_failed_and_graded_as_error(
     assert sample(tmp_path / "samples", config=config, sampler=failing).failed == 1
     failed = read(tmp_path / "samples")[1]
     assert (failed.finish_reason, failed.token_ids, failed.text) == ("failed", [], "")
-    task = load_task(config)
-    grade_parts(GRADERS[task.grader], task.train_problems(), tmp_path / "samples", tmp_path / "graded")
-    verdict = list(read_parts(tmp_path / "graded", GradedCandidate))[1]
-    assert (verdict.verdict, verdict.answer, verdict.layer) == ("error", None, "sampler")
 
 
 def test_too_many_failures_stop_the_stage(sample: Sample, tmp_path: Path, model_folder: Path) -> None:
