@@ -32,12 +32,14 @@ from irpo_nemo.errors import DataError
 from irpo_nemo.grading.choice_labels import (
     BOX_CLOSES,
     BOX_OPENS,
+    CLAUSE,
     NEGATION,
     SPELLINGS,
     Options,
     find_marked_labels,
     is_label,
     is_marked,
+    is_own_text,
     match_text,
     normalize,
     read_labels,
@@ -61,21 +63,22 @@ _LABEL_ENDS_LINE = r"(?=\W?\w\W{0,2}$)"
 
 _CUE = re.compile(
     rf"""
-    (?P<final_answer>\bfinal[\s_]+(?:answer|choice)(?:\s+{_VERB}\b|'?\s*[:=\-\n]|\s+(?=[(\[⟦])))
-  | (?P<boxed>{BOX_OPENS})
+    (?P<boxed>{BOX_OPENS})
+  | (?<!\w)(?:
+    (?P<final_answer>final[\s_]+(?:answer|choice)(?:\s+{_VERB}\b|'?\s*[:=\-\n]|\s+(?=[(\[⟦])))
   | (?P<answer>
-        (?<![\w-])(?:answer|ans)(?:\s+(?:choice|option|letter))?'?\s*(?:[:=]|-(?=\s)|\.(?=\s*[(\[]?\w[)\].\s]))
-      | \banswer,?(?:\s+[\w',()/-]+){{0,8}}?\s+{_VERB}\b
-      | \b{_RIGHT}\s+(?:\w+\s+)?{_CHOICE}(?:\s+[\w',()/-]+){{0,8}}?(?:\s+{_VERB}\b|\s*[:=])
-      | \bthe\s+(?:most\s+\w+|{_RIGHT}|one)\s+(?:\w+\s+){{1,4}}is\b(?=\s+(?:option\s+|choice\s+)?\(\w\))
-      | \b{_RIGHT}\s+answers\s+are\b
-      | \b{_RIGHT}\s+{_CHOICE},?\s+(?=\()
+        (?<!-)(?:answer|ans)(?:\s+(?:choice|option|letter))?'?\s*(?:[:=]|-(?=\s)|\.(?=\s*[(\[]?\w[)\].\s]))
+      | answer,?(?:\s+[\w',()/-]+){{0,8}}?\s+{_VERB}\b
+      | {_RIGHT}\s+(?:\w+\s+)?{_CHOICE}(?:\s+[\w',()/-]+){{0,8}}?(?:\s+{_VERB}\b|\s*[:=])
+      | the\s+(?:most\s+\w+|{_RIGHT}|one)\s+(?:\w+\s+){{1,4}}is\b(?=\s+(?:option\s+|choice\s+)?\(\w\))
+      | {_RIGHT}\s+answers\s+are\b
+      | {_RIGHT}\s+{_CHOICE},?\s+(?=\()
       | ^\s*answer\s+(?:choice\s+|option\s+)?{_LABEL_ENDS_LINE}
       | ^\W*(?:(?:selected|chosen|correct|my|best)\s+)*
         (?:option|choice|letter|solution|selection|correct|response|conclusion)\s*:\s*{_LABEL_ENDS_LINE}
-      | \b(?:I|we)(?:\s+(?:would|will|can|must|should|shall|therefore|'ll)|'(?:ll|d))?\s+
+      | (?:I|we)(?:\s+(?:would|will|can|must|should|shall|therefore|'ll)|'(?:ll|d))?\s+
         (?:choose|pick|select|chose|picked|selected|go\s+with|went\s+with|answer)\b
-    )
+    ))
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
@@ -102,6 +105,11 @@ _BEFORE_BARE_LABEL = re.compile(
     r"(?:^|[.!?,:;⟧>\n]|\b(?:so|thus|hence|therefore|that|and|think|believe|conclude|then|but|only))\s*$", re.IGNORECASE
 )
 _SET_OFF = re.compile(r"\s*(?:[.:,;\-]|$)|\s+(?:[A-Z]|because\b|since\b)")
+_DENIAL = re.compile(
+    r"(?:,?\s+(?:(?:and|or)\s+)?\(?\w\)?(?=[\s,])){0,4}\W*(?:no\W*$|(?:(?:is|are|was|would\s+be|can\s+be)\s+)?(?:not\s+(?:likely|correct|right|true|it)|wrong|incorrect|false"
+    r"|unlikely|eliminated|ruled\s+out)\b)",
+    re.IGNORECASE,
+)
 _EMPTY_DECLARATION = re.compile(r"\W*(?:final\s+)?answer\W*", re.IGNORECASE)
 _NEXT_QUESTION = re.compile(
     r"^[#>\s-]*(?:(?:next\s+)?question|problem|exercise|example|q|human|user|instruction)\s*\d*\s*(?:[:.]|$)"
@@ -309,8 +317,9 @@ def _find_conclusion(text: str, options: Options) -> _Declaration | None:
     """Find what the last line concludes: "so B."."""
     line = "".join(_lines(text)[-1:])[-MAX_PHRASE_LENGTH:]
     for cue in reversed(list(_CONCLUSION.finditer(line))):
-        labels, _ = read_labels(line[cue.end() :], options)
-        if labels:
+        phrase = line[cue.end() :]
+        labels, end = read_labels(phrase, options)
+        if labels and not CLAUSE.match(phrase, end):
             return _Declaration(labels=labels, layer="conclusion")
     return None
 
@@ -321,9 +330,14 @@ def _find_label_line(text: str, options: Options) -> _Declaration | None:
     if lines and (labels := _read_line(lines[-1], options)):
         return _Declaration(labels=labels, layer="label_line")
     opened = [_read_opening_label(line, options) for line in lines]
-    if not opened or not (opened[0] or opened[-1]):
-        return None
-    return _Declaration(labels=frozenset().union(*opened), layer="label_line")
+    if opened and (opened[0] or (opened[-1] and _is_whole(lines[-1], options))):
+        return _Declaration(labels=frozenset().union(*opened), layer="label_line")
+    return None
+
+
+def _is_whole(line: str, options: Options) -> bool:
+    """Whether a line that begins with a label goes on to its end: a completion may be cut off within an option."""
+    return bool(re.search(r"[.!)]\W*$", line) or match_text(re.sub(r"^\W*\w+\W*", "", line), options))
 
 
 def _read_line(line: str, options: Options) -> frozenset[str]:
@@ -339,6 +353,8 @@ def _read_opening_label(line: str, options: Options) -> frozenset[str]:
     if match is None or not is_label(match, line, options):
         return frozenset()
     labels, end = read_list(line, 0, options)
+    if _DENIAL.match(line, end) and not is_own_text(line, match, options):
+        return frozenset()
     return labels if is_marked(match) or _SET_OFF.match(line, end) else frozenset()
 
 

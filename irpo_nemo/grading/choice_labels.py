@@ -36,9 +36,10 @@ _JOIN = re.compile(
 )
 _JOIN_AFTER_TEXT = re.compile(r"[^.;:\n]{1,120}?,?\s(?:or|and)\s+", re.IGNORECASE)
 _REASON = re.compile(r"\b(?:because|since|as|while|whereas|but|so|than)\b", re.IGNORECASE)
-_CLAUSE = re.compile(
+CLAUSE = re.compile(
     r"\s+(?:is|are|was|does|do|can|cannot|would|will|has|have|describes|refers|states|says)\b", re.IGNORECASE
 )
+"""What follows a label of which something is said: "A is wrong"."""
 _SET_ASIDE = re.compile(r"\s*[,;]?\s*(?:but|it\s+is|it's)(?:\s+rather|\s+instead)?\b", re.IGNORECASE)
 _NOT = re.compile(r"not\s+", re.IGNORECASE)
 SPELLINGS = str.maketrans(
@@ -116,7 +117,7 @@ def read_list(phrase: str, position: int, options: Options) -> tuple[frozenset[s
 
 def _next_in_list(phrase: str, match: "re.Match[str]", options: Options) -> int | None:
     """Where a further label of the list could stand."""
-    join = None if _is_own_text(phrase, match, options) else _JOIN.match(phrase, match.end())
+    join = None if is_own_text(phrase, match, options) else _JOIN.match(phrase, match.end())
     if join and options.pattern.match(phrase, join.end()):
         return join.end()
     text = _JOIN_AFTER_TEXT.match(phrase, match.end()) if is_marked(match) else None
@@ -129,7 +130,7 @@ def _next_in_list(phrase: str, match: "re.Match[str]", options: Options) -> int 
 def _is_listed(match: "re.Match[str]", phrase: str, end_of_last: int) -> bool:
     """Whether a label belongs to the list before it: not the B of "A, B is wrong"."""
     between, rest = phrase[end_of_last : match.start()], phrase[match.end() :]
-    if _CLAUSE.match(rest):
+    if CLAUSE.match(rest):
         return False
     if re.search(r"\w", between):
         return True
@@ -148,10 +149,10 @@ def is_label(match: "re.Match[str]", text: str, options: Options) -> bool:
         return True
     if label.isupper() and (label not in ("A", "I") or word[1][0].isupper()):
         return True
-    return _is_own_text(text, match, options)
+    return is_own_text(text, match, options)
 
 
-def _is_own_text(phrase: str, match: "re.Match[str]", options: Options) -> bool:
+def is_own_text(phrase: str, match: "re.Match[str]", options: Options) -> bool:
     """Whether the text of a label's option follows it."""
     own_text = options.text_of(match["label"]).casefold()
     rest = normalize(phrase[match.end() : match.end() + 200]).casefold()

@@ -98,6 +98,7 @@ DECLARED = {
         "Therefore, option D is correct.",
         "(D) is the correct answer.",
         "I would choose D.",
+        "It rains.\n(D) Water falls.",
     ],
 }
 
@@ -147,6 +148,12 @@ def test_formats_of_many_models_that_do_not_decide(completion: str) -> None:
         "Final answer: none of the above",
         "Final answer: (insert letter here)",
         "Let us look at option (A). It says",
+        "Let us look at them.\n(A) It will",
+        "(A) is wrong because it melts. (B)",
+        "(A) It will: not likely.\n(B) It",
+        "A: No.",
+        "It melts, so A is wrong.",
+        "Options A and B are wrong, so the answer must be between C and D.",
     ],
 )
 def test_what_declares_no_one_label_is_unparsable(completion: str) -> None:
@@ -166,6 +173,8 @@ def test_what_declares_no_one_label_is_unparsable(completion: str) -> None:
         (r"\boxed{\text{Iron}}", "A"),
         ("Final answer: A iron", "A"),
         ("Final answer: (A) water", "A"),
+        ("It rains.\n\nD. water", "D"),
+        ("It rains.\n\nD. wat", None),
     ],
 )
 def test_an_options_own_text_counts_where_there_is_no_label(completion: str, label: str | None) -> None:
