@@ -28,21 +28,7 @@ _SIGNS = ("final answer:", "final answer is", "answer is", "answer:", '"answer":
 _NUMBER = re.compile(r"[-\u2212]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _COSTLY_FOR_MATH_VERIFY = re.compile(r"!|\^\s*\{?[^{}]*\^|\d{16,}|\^\s*\{?-?\d{3,}|\\binom|\\prod|\\sum|\\int")
 _NOISE = (
-    *(
-        "\\left",
-        "\\right",
-        "\\displaystyle",
-        "\\!",
-        "\\,",
-        "\\;",
-        "\\ ",
-        "\\$",
-        "$",
-        "\\%",
-        "%",
-        "^\\circ",
-        "^{\\circ}",
-    ),
+    *("\\left", "\\right", "\\displaystyle", "\\!", "\\,", "\\;", "\\$", "$", "\\%", "%", "^\\circ", "^{\\circ}"),
     *("\\(", "\\)", "\\[", "\\]", "{,}", " ", "\n", "\\quad", "**"),
 )
 

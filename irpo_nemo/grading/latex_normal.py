@@ -131,9 +131,14 @@ def clean(answer: str) -> str:
 
 
 def _write_matrices(text: str) -> str:
-    r"""Matrix environments in the old short spelling: \pmatrix a & b \cr c & d \endpmatrix."""
+    r"""Matrix environments in the old short spelling: \pmatrix a & b \cr c & d \endpmatrix.
+
+    Rows may have lost one of the two backslashes between them.
+    """
     text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
-    text = re.sub(r"\\\\(?:\s*\[[^\]]*\])?", lambda _: "\\cr ", text)
+    text = re.sub(r"(?<!\\)(?:\\\\)+(?=[dt]?frac|sqrt)", lambda _: "\\\\\\", text)
+    text = re.sub(r"(?:\\\\(?:\s*\[[^\]]*\])?\s*)+|\\(?=[-+.\d\s])", lambda _: "\\cr ", text)
+    text = re.sub(r"(\\begin\{\w+\})\s*\\cr\s", r"\1", text)
     text = re.sub(r"\\cr\s*(?=\\end)", "", text)
     text = re.sub(r"\\begin\{(?:small)?[pbB]?(?:small)?matrix\}", lambda _: "\\pmatrix ", text)
     text = re.sub(r"\\end\{(?:small)?[pbB]?(?:small)?matrix\}", lambda _: "\\endpmatrix ", text)

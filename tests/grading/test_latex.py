@@ -79,6 +79,8 @@ EQUAL = {
         ("(2,3)", "x=2, y=3"),
         (r"\begin{pmatrix} 1/5 \\ -2 \end{pmatrix}", r"\begin{bmatrix}\frac15\\-2\end{bmatrix}"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\langle 1, 2 \rangle"),
+        (r"\begin{pmatrix} 1 \\ \frac12 \end{pmatrix}", r"\begin{pmatrix}1\\\frac{1}{2}\end{pmatrix}"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\2\end{pmatrix}"),
     ],
     "relations": [
         ("x > 5", r"5 \lt x"),

@@ -1,27 +1,20 @@
-import gzip
-import json
 import time
-from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from irpo_nemo.errors import DataError
 from irpo_nemo.grading import numeric
 from irpo_nemo.grading.numeric import extract_number, read_number
+from tests.grading.agreement import (
+    format_table,
+    gsm8k_outputs,
+    measure,
+    needs_data,
+    openai_solutions,
+    read_rows,
+)
 from tests.grading.problems import gold_problem
-
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
-
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not beside this checkout")
-
-
-def read_rows(name: str) -> Iterator[dict[str, Any]]:
-    opener = gzip.open if name.endswith(".gz") else open
-    with opener(DATA / name, "rt", encoding="utf-8", newline="\n") as file:
-        yield from map(json.loads, file)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +111,18 @@ def test_what_is_not_one_number_is_not_read(phrase: str) -> None:
         ("\\boxed{4", 4, "last_number"),
         ("first 3, then 4, so 5.", 5, "last_number"),
         ("I do not know", None, "none"),
+        ("It is 4.\nThe answer is 5 dollars (4 and 1 more).", 5, "answer_is"),
+        ("The answer is 18 or 20.", None, "answer_is"),
+        ("The answer is 35 + 70 = 105.", 105, "answer_is"),
+        ("The answer is 5.\n\nProblem: He has 7.\nThe answer is 8.", 5, "answer_is"),
+        ("The answer is 5. I hope it is correct.\n\nShe has 8.", 5, "answer_is"),
+        ('{"reasoning": "3 and 2", "answer": "$1,200"}', 1200, "json"),
+        ('{"answer": 5}', 5, "json"),
+        ("<think>4</think><answer>5 apples</answer>", 5, "tag"),
+        ("#### 5 apples", 5, "hash"),
+        ("#### 1. Count\nso 5", 5, "last_number"),
+        ("\\boxed{5}. Put it in \\boxed{}.", 5, "boxed"),
+        ("$x = -\\boxed{5}$", -5, "boxed"),
         ("", None, "none"),
         ("Final answer: 5\n\nQuestion: and 7?\nFinal answer: 8", 5, "final_answer"),
         ("so 5\n  Question: what is 7?", 5, "last_number"),
@@ -133,6 +138,11 @@ def test_verdicts() -> None:
         numeric.grade(gold_problem("0.5"), f"Final answer: {answer}").verdict for answer in ("1/2", "0.50", "2", "half")
     ]
     assert verdicts == ["correct", "correct", "wrong", "unparsable"]
+
+
+def test_golden_cases_hold() -> None:
+    for problem, text, verdict in numeric.golden_cases():
+        assert (text, numeric.grade(problem, text).verdict) == (text, verdict)
 
 
 def test_equal_answers_are_equal_strings() -> None:
@@ -170,6 +180,9 @@ def test_malformed_gold_is_an_error(gold: str) -> None:
         "1/" * 100_000,
         "Final answer: " + "1 " * 100_000,
         "#### " + "1 ." * 60_000 + "x",
+        "the answer is " * 20_000,
+        '"answer": "' * 10_000,
+        "<answer>" * 20_000 + "1</answer>" * 20_000,
         "\\frac{" * 30_000,
     ],
 )
@@ -192,26 +205,36 @@ def test_every_gsm8k_solution_is_correct_against_itself() -> None:
 @needs_data
 def test_openai_labels_of_gsm8k_solutions_are_met() -> None:
     """2536 solutions of four models, labelled by OpenAI."""
-    disagreements = [
-        row["solution"]
-        for row in read_rows("gsm8k_openai_solutions.jsonl.gz")
-        if (numeric.grade(gold_problem(row["gold"]), row["solution"]).verdict == "correct") != row["is_correct"]
-    ]
-    assert disagreements == []
+    agreement = measure("gsm8k_openai_solutions, published", openai_solutions())
+    print(format_table([agreement]))
+    assert (agreement.num_rows, agreement.share) == (2536, 1.0)
+
+
+PUBLISHED_PARSE_ERRORS = {
+    "gsm8k-test-138 rho-math-7b-v0.1": "'35 + 70 = 105' is 105",
+    "gsm8k-test-405 rho-math-7b-v0.1": "'50 dollars' is 50",
+    "gsm8k-test-509 rho-math-7b-v0.1": "'3 + 1 = 4' is 4",
+    "gsm8k-test-607 rho-math-7b-v0.1": "'10 cents' is 10",
+    "gsm8k-test-504 Meta-Llama-3-8B-Instruct": "2/3 is not 2",
+}
+FACTOR_100_ERRORS = {
+    "gsm8k-test-328 rho-math-1b-v0.1": "0.02 is not 2",
+    "gsm8k-test-594 rho-math-1b-interpreter-v0.1": "4200 is not 42",
+}
 
 
 @needs_data
 def test_real_outputs_disagree_with_the_published_parse_only_where_that_is_wrong() -> None:
-    """3804 outputs of six models; "35+70=105", "50dollars" and the like were published as no number."""
-    disagreements = []
-    for row in read_rows("gsm8k_outputs.jsonl.gz"):
-        grade = numeric.grade(gold_problem(row["gold"]), row["response"])
-        if (grade.verdict == "correct") != bool(row["pred_num_equal"]):
-            disagreements.append((row["gold"], row["pred"], grade.answer))
-    assert sorted(disagreements) == [
-        ("10", "10cents", "10"),
-        ("105", "35+70=105", "105"),
-        ("2", "2/3", "2/3"),
-        ("4", "3+1=4", "4"),
-        ("50", "50dollars", "50"),
-    ]
+    """3804 outputs of six models: the true verdicts are the published parse but for these five."""
+    agreement = measure("gsm8k_outputs, parsed prediction", gsm8k_outputs(lambda row: row["pred_num_equal"]))
+    print(format_table([agreement]))
+    assert agreement.num_rows == 3804
+    assert {*agreement.false_positives, *agreement.false_negatives} == set(PUBLISHED_PARSE_ERRORS)
+
+
+@needs_data
+def test_real_outputs_disagree_with_published_labels_only_where_these_are_wrong() -> None:
+    agreement = measure("gsm8k_outputs, published", gsm8k_outputs(lambda row: row["correct"]))
+    print(format_table([agreement]))
+    wrong_labels = {*PUBLISHED_PARSE_ERRORS, *FACTOR_100_ERRORS} - {"gsm8k-test-504 Meta-Llama-3-8B-Instruct"}
+    assert {*agreement.false_positives, *agreement.false_negatives} == wrong_labels
