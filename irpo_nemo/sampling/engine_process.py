@@ -94,6 +94,9 @@ class EngineProcess:
             line = await asyncio.wait_for(reader.readline(), self._start_timeout)
         except asyncio.TimeoutError:
             line = b"late"
+        except BaseException:
+            kill_group(self._process.pid, signal.SIGKILL)
+            raise
         if not line.startswith(b"{"):
             how = f"was not ready after {self._start_timeout:g} s" if line else "ended before it was ready"
             await self.stop(grace_seconds=0.0)

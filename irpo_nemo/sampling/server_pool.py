@@ -157,13 +157,13 @@ class ServerPool:
             if present:
                 homes[home] = min(present, key=lambda server: server.in_flight)
                 return homes[home]
-            self._check_patience(waiting_since)
+            self._check_patience(waiting_since, self.servers)
             await asyncio.sleep(max(0.01, min(server.away_until for server in self.servers) - now))
 
-    def _check_patience(self, waiting_since: float) -> None:
+    def _check_patience(self, waiting_since: float, away: list[Server]) -> None:
         silence = time.monotonic() - max(waiting_since, self._last_answer)
         if silence > self._config.patience_seconds:
-            urls = ", ".join(server.url for server in self.servers)
+            urls = ", ".join(server.url for server in away)
             raise MachineError(
                 f"{urls}: no server has answered for {silence:.0f} s. Start one and run the same command again; what "
                 f"is done is kept. To wait longer, set sampler.server.patience_seconds above "
@@ -206,7 +206,7 @@ class ServerPool:
                 failures += 1
                 if isinstance(error, _Broken) and failures >= self._config.max_attempts:
                     raise MachineError(f"{server.url}{path}: {error}. Look at the server's log.") from error
-                self._check_patience(since)
+                self._check_patience(since, [server])
                 await asyncio.sleep(_pause(failures))
 
     async def _ask(self, server: Server, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class TensorRTLLMSampler:
         self._tokenizer = tokenizer
         self._stop_ids = read_stop_ids(model_folder, tokenizer)
         self.honours_seeds = config.sampler.tensorrt_llm.sampler_type == "TRTLLMSampler"
+        self._is_closing = False
         self._window_per_engine = config.sampler.batch_size
         processes = list(_plan_engines(config, model_folder, self._stop_ids, tokenizer.eos_token_id))
         self.window = config.sampler.batch_size * len(processes)
@@ -86,7 +87,8 @@ class TensorRTLLMSampler:
         return self._loop.run(self._generate(requests))
 
     def close(self) -> None:
-        """End the engines."""
+        """End the engines; calls of `generate` that are still at work fail."""
+        self._is_closing = True
         self._resources.close()
 
     async def _start_all(self, processes: Sequence[EngineProcess]) -> list[_Engine]:
@@ -165,6 +167,8 @@ class TensorRTLLMSampler:
         async with engine.reviving:
             if engine.process.is_running:
                 return
+            if self._is_closing:
+                raise MachineError("the sampler was closed while it was at work; run the same command again")
             engine.deaths_in_vain = 0 if engine.process.answers else engine.deaths_in_vain + 1
             if engine.deaths_in_vain >= _MOST_DEATHS_IN_VAIN:
                 raise MachineError(

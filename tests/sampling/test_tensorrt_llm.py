@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -337,9 +339,32 @@ sample_split(lambda: sampler, load_tokenizer(model, trust_remote_code=False), lo
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_sampling_that_is_ended_leaves_no_engine_and_can_go_on(
-    tmp_path: Path, model_folder: Path, machine: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+def test_a_sampler_closed_at_work_leaves_no_engine(
+    tmp_path: Path, model_folder: Path, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOUBLE_TOKEN_SECONDS", "0.05")
+    sampler = open_sampler(make_engine_config(tmp_path), model_folder)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            sampler.generate(make_requests(copies=20))
+        except (MachineError, CancelledError) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_until(lambda: len(list(read_record(machine, "prompt"))) >= 8)
+    sampler.close()
+    thread.join()
+    assert len(errors) == 1
+    engines = [entry["pid"] for entry in read_record(machine, "environment")]
+    assert len(engines) == 2
+    wait_until(lambda: not any(is_alive(pid) for pid in engines))
+
+
+def test_sampling_that_is_terminated_leaves_no_engine_and_can_go_on(
+    tmp_path: Path, model_folder: Path, machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_engine_config(tmp_path, batch_size=2)
     config.sft.enabled = True
@@ -349,7 +374,7 @@ def test_sampling_that_is_ended_leaves_no_engine_and_can_go_on(
     monkeypatch.setenv("PYTHONPATH", f"{DOUBLE}:{Path(__file__).parents[2]}")
     process = subprocess.Popen([sys.executable, "-c", SAMPLE, str(path), str(model_folder), str(tmp_path / "parts")])
     wait_until(lambda: bool(list_parts(tmp_path / "parts")) or process.poll() is not None)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGTERM)
     process.wait()
     engines = [entry["pid"] for entry in read_record(machine, "environment")]
     assert len(engines) == 2
