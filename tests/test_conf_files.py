@@ -47,3 +47,19 @@ def test_gsm8k_is_the_papers_run() -> None:
     assert (config.training.global_batch_size, config.training.optimizer.learning_rate) == (16, 7e-7)
     assert config.training.max_steps == 5000
     assert (config.evaluation.num_samples, config.evaluation.temperature) == (32, 0.8)
+
+
+def test_hendrycks_math_is_the_papers_run() -> None:
+    config = load_config("hendrycks_math", NEEDED["hendrycks_math"])
+    assert config.num_iterations == 3
+    assert (config.sampling.num_candidates, config.sampling.temperature) == (20, [0.8, 0.8, 1.0])
+    assert (config.pairing.num_pairs_per_problem, config.training.max_steps) == (15, 5000)
+
+
+def test_arc_challenge_is_the_papers_run() -> None:
+    config = load_config("arc_challenge", NEEDED["arc_challenge"])
+    assert config.num_iterations == 3
+    assert (config.sampling.num_candidates, config.sampling.temperature) == (30, [0.8, 0.8, 1.3])
+    assert (config.pairing.num_pairs_per_problem, config.training.max_steps) == (20, 4000)
+    assert not config.pairing.gold_solutions
+    assert config.task.extra_train_paths == ["allenai/ai2_arc:ARC-Easy"]
