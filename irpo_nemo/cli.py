@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import irpo_nemo
 from irpo_nemo.config import GradingConfig, IRPOConfig, ParallelConfig, load_config
@@ -258,8 +258,8 @@ def _convert_to_hf(parsed: argparse.Namespace) -> None:
 
 def _read_parallel(sizes: Sequence[str]) -> ParallelConfig:
     """Read `parallel.<size>=N` arguments."""
-    keys = {f"parallel.{item.name}": item.name for item in dataclasses.fields(ParallelConfig)}
-    values: dict[str, int] = {}
+    keys = {f"parallel.{item.name}": item.name for item in dataclasses.fields(ParallelConfig) if item.type is int}
+    values: dict[str, Any] = {}
     for argument in sizes:
         key, _, value = argument.partition("=")
         if key not in keys or not value.isdecimal() or int(value) < 1:

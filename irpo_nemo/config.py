@@ -320,6 +320,8 @@ class TrainingConfig:
     """Shard the optimizer's state over the data-parallel ranks."""
     bf16: bool = False
     """bfloat16 weights and activations, with float32 main weights and gradients."""
+    recompute_activations: bool = False
+    """Keep only each layer's input for backward: a third more computation, far less memory."""
     checkpoint_every_steps: int = bounded(100, minimum=1)
     keep_checkpoints: int = bounded(2, minimum=1)
 
@@ -337,6 +339,8 @@ class ParallelConfig:
 
     tensor_model_parallel_size: int = bounded(1, minimum=1)
     pipeline_model_parallel_size: int = bounded(1, minimum=1)
+    sequence_parallel: bool = False
+    """Split activations between layers over the tensor-parallel ranks too, along the sequence; needs tensor parallel."""
 
 
 @dataclass(kw_only=True)
@@ -571,6 +575,11 @@ def _check_layout(config: IRPOConfig) -> Iterator[str]:
         yield (
             f"launcher.ranks: is {ranks}, but must be a multiple of tensor_model_parallel_size x "
             f"pipeline_model_parallel_size = {model_parallel}"
+        )
+    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
+        yield (
+            "parallel.sequence_parallel: is true, but needs tensor_model_parallel_size of at least 2; "
+            "raise that, or set it to false"
         )
 
 

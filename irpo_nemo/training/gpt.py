@@ -32,7 +32,6 @@ def build_gpt_model(
     *,
     parallel: ParallelConfig,
     bf16: bool,
-    sequence_parallel: bool = False,
     recompute_activations: bool = False,
     load_weights: bool = True,
 ) -> list["PolicyGPTModel"]:
@@ -42,10 +41,9 @@ def build_gpt_model(
 
     Args:
         hf_folder: config.json, and safetensors weights unless load_weights is False.
-        parallel: Sizes of the groups that parallel_state was initialised with.
+        parallel: Sizes of the groups that parallel_state was initialised with. With sequence parallel, s must be a
+            multiple of tp.
         bf16: Parameters and activations in bfloat16 instead of float32.
-        sequence_parallel: Split activations between layers along the sequence; s must be a multiple of tp, and tp more
-            than 1.
         recompute_activations: Keep only each layer's input for backward.
         load_weights: Leave the random initialisation when False, for example to load a checkpoint over it.
 
@@ -65,7 +63,6 @@ def build_gpt_model(
         hf_config,
         parallel=parallel,
         bf16=bf16,
-        sequence_parallel=sequence_parallel,
         recompute_activations=recompute_activations,
     )
     model = PolicyGPTModel(
@@ -91,13 +88,12 @@ def transformer_config(
     *,
     parallel: ParallelConfig,
     bf16: bool,
-    sequence_parallel: bool = False,
     recompute_activations: bool = False,
 ) -> TransformerConfig:
     """Translate config.json and the layout into Megatron's configuration."""
     options = {
         **family.transformer_options(hf_config),
-        **_parallel_options(parallel, bf16, sequence_parallel),
+        **_parallel_options(parallel, bf16),
         **_kernel_options(has_cuda=torch.cuda.is_available()),
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
@@ -107,12 +103,12 @@ def transformer_config(
     return TransformerConfig(**options)
 
 
-def _parallel_options(parallel: ParallelConfig, bf16: bool, sequence_parallel: bool) -> dict[str, Any]:
+def _parallel_options(parallel: ParallelConfig, bf16: bool) -> dict[str, Any]:
     dtype = torch.bfloat16 if bf16 else torch.float32
     return {
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
-        "sequence_parallel": sequence_parallel,
+        "sequence_parallel": parallel.sequence_parallel,
         "bf16": bf16,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,

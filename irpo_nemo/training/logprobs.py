@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce
 
 _CHUNK_ELEMENTS = 2**24
-"""Logits that forward and backward hold at once (64 MiB in fp32); fewer would make the products with the weight slow."""
+"""Logits that forward and backward hold at once (64 MiB in fp32); fewer would slow the products with the weight."""
 
 
 def linear_logprobs(

@@ -74,7 +74,10 @@ class IRPOModel(ModelPT):
         initialize_parallel(self.options.parallel, seed=self.options.seed)
         self.chunks = torch.nn.ModuleList(
             build_gpt_model(
-                Path(self.options.hf_folder), parallel=self.options.parallel, bf16=self.options.training.bf16
+                Path(self.options.hf_folder),
+                parallel=self.options.parallel,
+                bf16=self.options.training.bf16,
+                recompute_activations=self.options.training.recompute_activations,
             )
         )
         self.step = 0

@@ -187,8 +187,8 @@ def check_step(folder: Path, *, parallel: ParallelConfig, sequence_parallel: boo
     from irpo_nemo.training.families.weights import export_hf
     from irpo_nemo.training.gpt import build_gpt_model
 
-    splits_sequence = sequence_parallel and parallel.tensor_model_parallel_size > 1
-    chunks = build_gpt_model(folder, parallel=parallel, bf16=False, sequence_parallel=splits_sequence, **options)
+    parallel.sequence_parallel = sequence_parallel and parallel.tensor_model_parallel_size > 1
+    chunks = build_gpt_model(folder, parallel=parallel, bf16=False, **options)
     take_step(chunks)
     target = copy_of(folder, f"step_{sequence_parallel}_{len(options)}", parallel)
     export_hf(chunks, source_folder=folder, target_folder=target)

@@ -130,6 +130,7 @@ def make_config(
     *,
     tensor: int = 1,
     pipeline: int = 1,
+    sequence: bool = False,
     optimizer: dict[str, Any] | None = None,
     loss: dict[str, Any] | None = None,
     **training: Any,
@@ -139,5 +140,7 @@ def make_config(
     return IRPOConfig(
         loss=LossConfig(**(loss or {})),
         training=TrainingConfig(**options, optimizer=OptimizerConfig(**({"learning_rate": 1e-3} | (optimizer or {})))),
-        parallel=ParallelConfig(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline),
+        parallel=ParallelConfig(
+            tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, sequence_parallel=sequence
+        ),
     )
