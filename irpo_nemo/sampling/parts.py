@@ -15,31 +15,29 @@ So, with a sampler that honours seeds, a part sampled again is the same part.
 import collections
 import dataclasses
 import functools
-import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from irpo_nemo.artifacts import list_parts, part_path, read_json, read_records, write_json, write_records
+from irpo_nemo.artifacts import list_parts, part_path, read_json, write_json, write_records
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import ArtifactError, MachineError
-from irpo_nemo.records import Candidate, CandidateKind, Problem
+from irpo_nemo.records import Candidate, Problem
 from irpo_nemo.sampling.counts import SamplingCounts, append_statistics
-from irpo_nemo.sampling.rounds import Judge, StopRule, could_have_stopped, draw_in_rounds
+from irpo_nemo.sampling.part import Part, make_candidates, plan_part, problems_of, read_part
+from irpo_nemo.sampling.rounds import Judge, StopRule, draw_in_rounds
 from irpo_nemo.sampling.sampler import Completion, Sampler, SamplingRequest
+from irpo_nemo.sampling.split_settings import Split, SplitSettings
 from irpo_nemo.tasks import Task
-from irpo_nemo.tokenization import decode, encode_completion, encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-Split = Literal["train", "test"]
 
 Progress = Callable[[int, int, float], None]
 """Called with completions done, completions in all, and sampled tokens per second."""
@@ -62,73 +60,8 @@ class Shard:
 WHOLE = Shard()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Part:
-    """One part to be read or drawn."""
-
-    number: int
-    path: Path
-    problems: Sequence[Problem]
-    requests: list[SamplingRequest]
-    golds: dict[str, Candidate]
-
-
-Draw = Callable[[_Part], dict[str, Completion]]
+Draw = Callable[[Part], dict[str, Completion]]
 """Gives the completions of a part by candidate id."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SplitSettings:
-    """All that the candidates of one split depend on beside the problems; kept beside the parts."""
-
-    model_hash: str
-    iteration: int
-    split: Split
-    seed: int
-    num_greedy: int
-    num_samples: int
-    gold_solutions: bool
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    problems_per_part: int
-    chat_template: str
-    stop_rule: StopRule | None
-    """Where candidates are drawn in rounds."""
-
-    @property
-    def completions_per_problem(self) -> int:
-        return self.num_greedy + self.num_samples
-
-    @classmethod
-    def of(cls, config: IRPOConfig, *, iteration: int, split: Split, model_hash: str) -> "SplitSettings":
-        """The settings of one split of an iteration."""
-        is_train = split == "train"
-        return cls(
-            model_hash=model_hash,
-            iteration=iteration,
-            split=split,
-            seed=config.seed,
-            num_greedy=0 if is_train else 1,
-            num_samples=config.sampling.num_candidates if is_train else config.evaluation.num_samples,
-            gold_solutions=is_train and config.pairing.gold_solutions,
-            temperature=config.temperature_of(iteration) if is_train else config.evaluation.temperature,
-            top_p=config.sampling.top_p if is_train else config.evaluation.top_p,
-            max_new_tokens=config.sampling.max_new_tokens,
-            problems_per_part=config.sampler.problems_per_part,
-            chat_template=config.task.chat_template,
-            stop_rule=_stop_rule(config) if is_train else None,
-        )
-
-
-def _stop_rule(config: IRPOConfig) -> StopRule | None:
-    if config.sampling.round_size is None:
-        return None
-    return StopRule(
-        round_size=config.sampling.round_size,
-        enough=config.sampling.enough_per_side or config.pairing.num_pairs_per_problem,
-        unparsable_loses=config.pairing.unparsable == "loser",
-    )
 
 
 def sample_split(
@@ -173,19 +106,19 @@ def sample_split(
     if shard.count == 1:
         _refuse_other_parts(folder, numbers)
     counts = SamplingCounts()
-    total = sum(len(_problems_of(number, problems, settings)) for number in numbers) * settings.completions_per_problem
+    total = sum(len(problems_of(number, problems, settings)) for number in numbers) * settings.completions_per_problem
 
-    def plan(wanted: Iterable[int]) -> Iterator[_Part]:
-        return (_plan_part(number, problems, settings, task, tokenizer, folder) for number in wanted)
+    def plan(wanted: Iterable[int]) -> Iterator[Part]:
+        return (plan_part(number, problems, settings, task, tokenizer, folder) for number in wanted)
 
-    def count(part: _Part, candidates: Sequence[Candidate], *, resumed: bool) -> None:
+    def count(part: Part, candidates: Sequence[Candidate], *, resumed: bool) -> None:
         counts.add(candidates, num_wanted=len(part.requests), resumed=resumed)
         if on_progress is not None:
             on_progress(counts.completions + counts.spared, total, counts.tokens_per_second)
 
     missing = [number for number in numbers if not part_path(folder, number).exists()]
     for part in plan(sorted(set(numbers) - set(missing))):
-        count(part, _read_part(part, model_hash, settings.stop_rule), resumed=True)
+        count(part, read_part(part, model_hash, settings.stop_rule), resumed=True)
     if missing:
         sampler = open_sampler()
         draw = _make_draw(sampler, settings.stop_rule, open_judge)
@@ -201,31 +134,6 @@ def sample_split(
 
 def _count_parts(problems: Sequence[Problem], settings: SplitSettings) -> int:
     return math.ceil(len(problems) / settings.problems_per_part)
-
-
-def _problems_of(number: int, problems: Sequence[Problem], settings: SplitSettings) -> Sequence[Problem]:
-    return problems[number * settings.problems_per_part : (number + 1) * settings.problems_per_part]
-
-
-def _plan_part(
-    number: int,
-    problems: Sequence[Problem],
-    settings: SplitSettings,
-    task: Task,
-    tokenizer: "PreTrainedTokenizerBase",
-    folder: Path,
-) -> _Part:
-    group = _problems_of(number, problems, settings)
-    prompts = encode_prompts(
-        tokenizer, [task.prompt(problem) for problem in group], chat_template=settings.chat_template
-    )
-    return _Part(
-        number=number,
-        path=part_path(folder, number),
-        problems=group,
-        requests=list(_requests(group, prompts, settings)),
-        golds=_gold_candidates(group, prompts, task, tokenizer, settings),
-    )
 
 
 def _make_draw(sampler: Sampler, rule: StopRule | None, open_judge: Callable[[], Judge] | None) -> Draw:
@@ -249,11 +157,11 @@ def _id_of(request: SamplingRequest) -> str:
 
 
 def _draw_and_write(
-    part: _Part, *, draw: Draw, config: IRPOConfig, model_hash: str, statistics: Path | None
+    part: Part, *, draw: Draw, config: IRPOConfig, model_hash: str, statistics: Path | None
 ) -> list[Candidate]:
     began = time.perf_counter()
     completions = draw(part)
-    candidates = _candidates(part.requests, completions, part.golds, model_hash)
+    candidates = make_candidates(part.requests, completions, part.golds, model_hash)
     _refuse_many_failures(part, list(completions.values()), config)
     write_records(part.path, candidates, Candidate)
     if statistics is not None:
@@ -270,13 +178,13 @@ def _parts_at_once(sampler: Sampler, settings: SplitSettings) -> int:
 
 
 def _draw_parts(
-    write: Callable[[_Part], list[Candidate]], parts: Iterator[_Part], *, parts_at_once: int
-) -> Iterator[tuple[_Part, list[Candidate]]]:
+    write: Callable[[Part], list[Candidate]], parts: Iterator[Part], *, parts_at_once: int
+) -> Iterator[tuple[Part, list[Candidate]]]:
     if parts_at_once == 1:
         yield from ((part, write(part)) for part in parts)
         return
     executor = ThreadPoolExecutor(parts_at_once, thread_name_prefix="part")
-    at_work: collections.deque[tuple[_Part, Future[list[Candidate]]]] = collections.deque()
+    at_work: collections.deque[tuple[Part, Future[list[Candidate]]]] = collections.deque()
     try:
         for part in parts:
             at_work.append((part, executor.submit(write, part)))
@@ -290,7 +198,7 @@ def _draw_parts(
         executor.shutdown(wait=False, cancel_futures=True)  # the stage closes the sampler, which ends the threads
 
 
-def _refuse_many_failures(part: _Part, completions: Sequence[Completion], config: IRPOConfig) -> None:
+def _refuse_many_failures(part: Part, completions: Sequence[Completion], config: IRPOConfig) -> None:
     failures = [completion.failure for completion in completions if completion.finish_reason == "failed"]
     if not failures:
         return
@@ -301,90 +209,6 @@ def _refuse_many_failures(part: _Part, completions: Sequence[Completion], config
             f"least {len(failures) / len(completions):.3f} to go on without them."
         )
     logger.warning("%s: %s", part.path, said)
-
-
-def derive_seed(settings: SplitSettings, candidate_id: str) -> int:
-    """A seed for one candidate, below 2^64: different candidates, splits and iterations get unrelated ones."""
-    identity = f"{settings.seed}\0{settings.iteration}\0{settings.split}\0{candidate_id}"
-    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
-
-
-def _requests(
-    problems: Sequence[Problem], prompts: Sequence[list[int]], settings: SplitSettings
-) -> Iterator[SamplingRequest]:
-    numbered: list[tuple[CandidateKind, int]] = [("greedy", index) for index in range(settings.num_greedy)]
-    numbered += [("sample", index) for index in range(settings.num_samples)]
-    for problem, prompt in zip(problems, prompts, strict=True):
-        for kind, index in numbered:
-            candidate_id = f"{problem.problem_id}/{kind}/{index}"
-            yield SamplingRequest(
-                candidate_id=candidate_id,
-                problem_id=problem.problem_id,
-                kind=kind,
-                index=index,
-                prompt_token_ids=prompt,
-                temperature=0.0 if kind == "greedy" else settings.temperature,
-                top_p=settings.top_p,
-                max_new_tokens=settings.max_new_tokens,
-                seed=derive_seed(settings, candidate_id),
-            )
-
-
-def _gold_candidates(
-    problems: Sequence[Problem],
-    prompts: Sequence[list[int]],
-    task: Task,
-    tokenizer: "PreTrainedTokenizerBase",
-    settings: SplitSettings,
-) -> dict[str, Candidate]:
-    """The worked solutions in the model's tokens, by problem; none unless they may win pairs."""
-    golds: dict[str, Candidate] = {}
-    for problem, prompt in zip(problems, prompts, strict=True):
-        text = task.gold_completion(problem) if settings.gold_solutions else None
-        if text is None:
-            continue
-        token_ids = encode_completion(tokenizer, text)
-        golds[problem.problem_id] = Candidate(
-            candidate_id=f"{problem.problem_id}/gold/0",
-            problem_id=problem.problem_id,
-            kind="gold",
-            index=0,
-            prompt_token_ids=prompt,
-            token_ids=token_ids,
-            text=decode(tokenizer, token_ids),
-            finish_reason="stop",
-            model_hash=settings.model_hash,
-        )
-    return golds
-
-
-def _candidates(
-    requests: Sequence[SamplingRequest],
-    completions: Mapping[str, Completion],
-    golds: dict[str, Candidate],
-    model_hash: str,
-) -> list[Candidate]:
-    """Problem by problem: what was drawn, in the order of the requests, and then the gold solution."""
-    by_problem: dict[str, list[Candidate]] = {}
-    for request in requests:
-        completion = completions.get(request.candidate_id)
-        if completion is None:
-            continue
-        candidate = Candidate(
-            candidate_id=request.candidate_id,
-            problem_id=request.problem_id,
-            kind=request.kind,
-            index=request.index,
-            prompt_token_ids=request.prompt_token_ids,
-            token_ids=completion.token_ids,
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            model_hash=model_hash,
-        )
-        by_problem.setdefault(request.problem_id, []).append(candidate)
-    for problem_id, gold in golds.items():
-        by_problem[problem_id].append(gold)
-    return [candidate for group in by_problem.values() for candidate in group]
 
 
 def _claim_folder(folder: Path, settings: SplitSettings) -> None:
@@ -415,30 +239,3 @@ def _refuse_other_parts(folder: Path, numbers: Sequence[int]) -> None:
             f"{others[0]}: holds none of this task's problems, which fill {len(wanted)} parts. "
             f"Delete {folder} to sample again."
         )
-
-
-def _read_part(part: _Part, model_hash: str, rule: StopRule | None) -> list[Candidate]:
-    """Read a finished part.
-
-    Raises:
-        ArtifactError: It is of another model or of other problems.
-    """
-    candidates = read_records(part.path, Candidate)
-    hashes = {candidate.model_hash for candidate in candidates}
-    if hashes != {model_hash}:
-        found = ", ".join(sorted(name[:12] for name in hashes)) or "none"
-        raise ArtifactError(
-            f"{part.path}: was sampled from model {found}, but this iteration starts from {model_hash[:12]}. "
-            f"Delete {part.path.parent} to sample again."
-        )
-    found_prompts = {candidate.candidate_id: candidate.prompt_token_ids for candidate in candidates}
-    requests: Iterable[SamplingRequest] = part.requests
-    if rule is not None and could_have_stopped(part.requests, found_prompts, round_size=rule.round_size):
-        requests = (request for request in part.requests if request.candidate_id in found_prompts)
-    wanted_prompts = {request.candidate_id: request.prompt_token_ids for request in requests}
-    wanted_prompts |= {gold.candidate_id: gold.prompt_token_ids for gold in part.golds.values()}
-    if found_prompts != wanted_prompts or len(candidates) != len(wanted_prompts):
-        raise ArtifactError(
-            f"{part.path}: holds other problems or prompts than the task. Delete {part.path.parent} to sample again."
-        )
-    return candidates

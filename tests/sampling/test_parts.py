@@ -10,7 +10,8 @@ from irpo_nemo.errors import ArtifactError, MachineError
 from irpo_nemo.records import Candidate
 from irpo_nemo.sampling import Completion, Sampler, SamplingRequest, open_sampler
 from irpo_nemo.sampling.counts import SamplingCounts
-from irpo_nemo.sampling.parts import WHOLE, Shard, Split, SplitSettings, derive_seed, sample_split
+from irpo_nemo.sampling.parts import WHOLE, Shard, sample_split
+from irpo_nemo.sampling.split_settings import Split, SplitSettings, derive_seed
 from irpo_nemo.tasks import load_task
 from irpo_nemo.tokenization import decode, encode_completion, load_tokenizer
 from tests.sampling.conftest import make_config

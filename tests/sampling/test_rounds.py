@@ -12,8 +12,9 @@ from irpo_nemo.errors import ArtifactError
 from irpo_nemo.records import Candidate, Problem, Verdict
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.sampling import Completion, SamplingRequest
-from irpo_nemo.sampling.parts import SplitSettings, sample_split
+from irpo_nemo.sampling.parts import sample_split
 from irpo_nemo.sampling.rounds import StopRule, could_have_stopped, draw_in_rounds
+from irpo_nemo.sampling.split_settings import SplitSettings
 from irpo_nemo.stages.frame import run_stage
 from irpo_nemo.tasks import load_task
 from irpo_nemo.tokenization import load_tokenizer
