@@ -9,8 +9,9 @@ from dataclasses import dataclass
 # formula, because "the final answer is obtained by ..." announces nothing.
 _FINAL_ANSWER = re.compile(
     r"final\s+answer\s{0,3}(?:is\s{0,3})?\*{0,3}\s{0,3}[:=]"
+    r"|^[ \t#*]{1,12}final[ \t]+answer[ \t*]{0,6}$"
     r"|final\s+answer\s+is(?=\W{0,8}(?:\d|\\boxed|\\fbox|\\d?frac)|\s+[$]|\s+\\[(\[])",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 _FINAL_ANSWER_AGAIN = re.compile(r"\W*(?:the\s+)?final\s+answer\s+is\s*:?|\W*the\s+answer\s+is\s*:?", re.IGNORECASE)
 _NEXT_QUESTION = re.compile(r"^[ \t]*Question:", re.MULTILINE)
@@ -42,8 +43,9 @@ _ENDS = (".", "!", "?", "$", "\\]", "\\)", "*", '"', "\u3002")
 _ANSWER_IS = re.compile(
     r"\banswer\b(?:\s+(?:to|for|of|in)\b[^.\n:=]{0,80}?)?\s{0,3}"
     r"(?:\*{0,3}\s?:|is\b(?!\s+(?:obtained|found|given|computed|calculated|determined|not)\b)\s?:?"
-    r"|are\b|=|would be|must be)\*{0,3}",
-    re.IGNORECASE,
+    r"|are\b|=|would be|must be)\*{0,3}"
+    r"|^[ \t#*]{1,12}answer[ \t*]{0,6}$",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 MAX_TAG_LENGTH = 2000
@@ -198,6 +200,11 @@ def find_stated_answer(text: str) -> str | None:
     if not any(map(str.isalnum, line)):
         line = next((line for line in below.split("\n") if any(map(str.isalnum, line))), "")
     return line.strip() or None
+
+
+def first_paragraph(text: str) -> str:
+    """The text up to its first empty line."""
+    return re.split(r"\n[ \t]*\n", text.strip(), maxsplit=1)[0]
 
 
 def find_last_sentence(text: str) -> str:

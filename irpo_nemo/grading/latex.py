@@ -168,7 +168,7 @@ def _find_announced(text: str) -> tuple[str, str] | None:
         stated = extract.find_stated_answer(text)
         return (stated, "answer_is") if stated else None
     if found.place == "final_answer" and not found.text:
-        return extract.find_last_sentence(text[found.position :]), found.place
+        return extract.find_last_sentence(extract.first_paragraph(text[found.position :])), found.place
     return found.text, found.place
 
 

@@ -82,7 +82,7 @@ def is_same(left: Node, right: Node) -> bool | None:
         return _compare_groups(left, right)
     if isinstance(left, Matrix) or isinstance(right, Matrix):
         return _compare_matrices(left, right)
-    if isinstance(left, Words) or isinstance(right, Words):
+    if _holds_words(left) or _holds_words(right):
         return _compare_words(left, right)
     if _is_based(left) or _is_based(right):
         return _compare_based(left, right)
@@ -123,18 +123,23 @@ def _compare_based(left: Node, right: Node) -> bool:
 
 def _compare_words(left: Node, right: Node) -> bool:
     letters = {_letters(left), _letters(right)}
-    return len(letters) == 1 or letters <= _NO_SOLUTION
+    return None not in letters and (len(letters) == 1 or letters <= _NO_SOLUTION)
 
 
-def _letters(node: Node) -> str:
-    """Words, or a product of one-letter symbols that was meant as a word."""
+def _holds_words(node: Node) -> bool:
+    return isinstance(node, Words) or (isinstance(node, Apply) and any(map(_holds_words, node.arguments)))
+
+
+def _letters(node: Node) -> str | None:
+    """Words, or a product of one-letter symbols that was meant as a word; None for anything else."""
     if isinstance(node, Words):
         return node.text
     if isinstance(node, Symbol):
         return node.name.casefold()
     if isinstance(node, Apply) and node.function == "*":
-        return "".join(map(_letters, node.arguments))
-    return "?"
+        parts = list(map(_letters, node.arguments))
+        return None if None in parts else "".join(filter(None, parts))
+    return None
 
 
 def _expand_signs(node: Node) -> Node:
@@ -404,7 +409,7 @@ def _compare_group_with_other(left: Node, right: Node) -> bool | None:
     if _is_loose(group) and len(group.items) == 1:
         return is_same(group.items[0], other)
     if isinstance(other, Words):
-        return "".join(_letters(item) for item in group.items) == other.text
+        return [_letters(item) for item in group.items] == [other.text]
     return False
 
 

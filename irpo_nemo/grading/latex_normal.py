@@ -84,6 +84,12 @@ _ARRAY = re.compile(
 )
 _DOUBLED_BACKSLASH = re.compile(r"\\{2,}(?=[A-Za-z{}%$!,;()\[\]])")
 _DOLLAR = re.compile(r"(?<!\\)[$]")
+_SUFFIX = "(?:st|nd|rd|th)"
+_ORDINAL = re.compile(
+    rf"(?<=\d)\s*(?:\^\s*\{{\s*(?:\\text\{{{_SUFFIX}\}}|{_SUFFIX})\s*\}}|\^?\s*\\text\{{{_SUFFIX}\}}|{_SUFFIX}(?![A-Za-z]))"
+)
+_MERIDIEM = re.compile(r"(?<=\d)\s*(?:\\text\{)?\s*([ap])\.?\s?m\b\.?\}?", re.IGNORECASE)
+_BASE = re.compile(r"(?<=[\dA-Z])\s*\(?\s*(?:\\text\{)?\(?(?:in )?base[ -](\w+)\)?\}?\)?\s*$", re.IGNORECASE)
 _FRAC_DIGITS = re.compile(r"\\frac\s*(\d)\s*(\d)")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 
@@ -111,6 +117,9 @@ def clean(answer: str) -> str:
     text = re.sub(r"\\(?:f?boxed|fbox)(?![A-Za-z])", " ", text)
     text = re.sub(r"\\([A-Za-z]+)(?![A-Za-z])\s*", _rename, text)
     text = _TEXT.sub(_plain_or_text, text)
+    text = _ORDINAL.sub("", text)
+    text = _MERIDIEM.sub(r"\\text{\1m}", text)
+    text = _BASE.sub(r"_{\1}", text)
     text = re.sub(r"\\color\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}", "", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\circ(?![A-Za-z])", r"\\degree ", text)
     text = re.sub(r"\\[()\[\]](?!\d)", "", text)
@@ -173,6 +182,8 @@ def _plain_or_text(match: "re.Match[str]") -> str:
     content = " ".join(match[1].replace("$", " ").split())
     if re.fullmatch(r"[A-Za-z]", content) and match[0].startswith("\\math"):
         return content
+    if quantity := re.fullmatch(r"([\d:.,]*\d)\s*([A-Za-z][A-Za-z.\s]*)", content):
+        return rf" {quantity[1]}\text{{{quantity[2].strip()}}} "
     return rf" \text{{{content}}} " if re.search(r"[A-Za-z]", content) else f" {content} "
 
 

@@ -13,6 +13,7 @@ _CONNECTIVE = re.compile(r"[\s,;]*(?:and|or)?[\s,;]*")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?")
 _IS_NEXT = re.compile(r"\s*(?:is|are|=|equals|to be|will be|would be)\b[^$\\.;]{0,60}")
 _CURRENCY = re.compile(r"(?<!\\)\$(?=\s?\d)")
+_REMARK = re.compile(r"(?<=[\w)}])\s+\((?!\s*base)[^()]*[A-Za-z]{3,}[^()]*\)$")
 _SENTENCE_END = re.compile(r"\.(?=\s)|\.\*{0,2}$")
 _LEADING = re.compile(
     r"^(?:therefore|thus|so|hence|then)?[\s,:*]*(?:the\s+)?"
@@ -84,6 +85,7 @@ def _pick_plain(phrase: str) -> str:
     """A sentence without formulas: what "is" or "=" says when it is prose, and its one number when there is one."""
     phrase = _CURRENCY.sub(lambda _: "\\$", phrase)
     phrase = _LEADING.sub("", _SENTENCE_END.split(phrase.strip("* "), maxsplit=1)[0]).strip("*: ")
+    phrase = _REMARK.sub("", phrase)
     words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", " ", phrase))
     if len(words) < 3:
         return phrase

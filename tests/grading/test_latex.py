@@ -30,6 +30,7 @@ EQUAL = {
         ("12", "twelve"),
         (r"2^{100}", "1267650600228229401496703205376"),
         ("1200000", "1.2 million"),
+        ("11", r"11^{\mathrm{th}}"),
     ],
     "units": [
         (r"15\mbox{ cm}^2", "15"),
@@ -92,7 +93,15 @@ EQUAL = {
         (r"\mathbb{R}", r"(-\infty,\infty)"),
         ("f(2) < f(1) < f(4)", "f(4) > f(1) > f(2)"),
     ],
-    "other": [("2516_8", "2516_{8}"), (r"\text{A5}_{11}", "A5_{11}"), ("3:1", "3"), (r"\infty", r"+\infty")],
+    "times": [("3:30", "3:30 p.m."), (r"\text{3:30 p.m.}", "3:30 PM")],
+    "no solution": [(r"\emptyset", "no solution")],
+    "other": [
+        ("101_2", "101 (base 2)"),
+        ("2516_8", "2516_{8}"),
+        (r"\text{A5}_{11}", "A5_{11}"),
+        ("3:1", "3"),
+        (r"\infty", r"+\infty"),
+    ],
     "spelling by programs": [
         (r"3\sqrt{13}", r"3\\sqrt{13}"),
         (r"\frac{3\sqrt{5}}{7}", "(3*sqrt(5))/7"),
@@ -131,7 +140,13 @@ DIFFERENT = {
     "thousands": [("32349", "32, 349"), ("12", "1,23"), ("12", "1,2345")],
     "decimal comma": [("1000.99", "1000,99")],
     "percent": [("0.0304", "3.04"), ("2", "200")],
-    "words": [(r"\text{odd}", r"\text{oddd}"), (r"\text{ellipse}", "circle"), ("72", "72Ihopeitiscorrect")],
+    "words": [
+        (r"\text{odd}", r"\text{oddd}"),
+        (r"\text{ellipse}", "circle"),
+        ("12", r"11^{\text{x y}}"),
+        ("12", r"11^{\mathrm{th}}"),
+        ("72", "72Ihopeitiscorrect"),
+    ],
     "signs": [("-1", "1"), ("4x-3", "3-4x"), ("|x|", "x"), ("10", r"10 \text{ or } -10")],
 }
 
@@ -193,6 +208,9 @@ def test_a_normal_form_is_its_own_normal_form(answer: str) -> None:
         ("Final answer: the area is 15 square feet", "15", "final_answer"),
         ("Final answer: x = 3 and y = 4", "x=3 and y=4", "final_answer"),
         ("Final answer:\n\\[ 5 \\]", "5", "final_answer"),
+        ("**Final Answer**\n5\n\nI used 7.", "5", "final_answer"),
+        ("Final answer: 6 (six)", "6", "final_answer"),
+        ("### Answer\n\n5", "5", "answer_is"),
         ('{"reasoning": "it is \\boxed{4}", "answer": "\\\\frac{1}{2}"}', r"\frac{1}{2}", "json"),
         ('"answer": 5\n}', "5", "json"),
         ("<think>\\boxed{4}</think><answer>$5$</answer>", "5", "tag"),
