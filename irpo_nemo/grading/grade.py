@@ -14,7 +14,7 @@ class Grade:
     """The extracted answer in normal form. None when none could be read."""
     verdict: Verdict
     layer: str
-    """Which rule found the answer or decided, or "none". Of an error: "deadline", "memory" or "crash"."""
+    """Which rule found the answer or decided, or "none". Of an error: "deadline", "memory", "crash" or "length"."""
 
 
 class Grader(Protocol):

@@ -10,8 +10,8 @@ dies, the job it was at is judged and the rest of its batch goes to another chil
     memory      it ran out of memory
     crash       two children died at it (one death may be the machine's: Linux kills where memory is short)
 
-and so does a job whose grader raised an exception ("crash"). A `DataError` of a malformed gold answer is raised here.
-`irpo_nemo.grading.fork_server` is the other side.
+A job whose grader raised an exception is a crash as well, and one of more than `MAX_CHARACTERS` is not sent at all
+("length"). A `DataError` of a malformed gold answer is raised here. `irpo_nemo.grading.fork_server` is the other side.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from irpo_nemo import errors
 from irpo_nemo.config import GradingConfig
@@ -48,10 +48,12 @@ from irpo_nemo.records import Problem
 
 logger = logging.getLogger(__name__)
 
-ErrorLayer = Literal["deadline", "memory", "crash"]
 Job = list[Any]
 Outcome = Any
 """A list for a grade, a boolean for a comparison, the layer of an error, or an exception to raise."""
+
+MAX_CHARACTERS = 500_000
+"""Of a completion. A hundred thousand tokens of reasoning have fewer; only a model that lost itself writes more."""
 
 _WINDOW_JOBS = 4096
 """Jobs held at once: enough for the other children to go on while one sits out its deadline."""
@@ -362,7 +364,7 @@ class _Window:
 
     def has_work(self) -> bool:
         """Whether there is a job that no child has; pulls one when there is room for it."""
-        if not self._waiting and self._has_room():
+        while not self._waiting and not self._is_exhausted and self._has_room():
             self._pull()
         return bool(self._waiting)
 
@@ -390,8 +392,6 @@ class _Window:
 
     def _pull(self) -> None:
         """Let the next request in. An exception of their source waits for its turn behind what came before."""
-        if self._is_exhausted:
-            return
         try:
             request = next(self._requests)
         except StopIteration:
@@ -403,8 +403,11 @@ class _Window:
             return
         slot = _Slot(job=request.job, place=request.place, size=request.size)
         self._slots.append(slot)
-        self._waiting.append(slot)
         self._characters += slot.size
+        if slot.size > MAX_CHARACTERS:
+            slot.settle("length")
+        else:
+            self._waiting.append(slot)
 
 
 def _count_cores() -> int:

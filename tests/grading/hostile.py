@@ -106,7 +106,7 @@ TEXTS = [
     "\u202e71 :rewsna laniF",
     "Final answer: \u202e71\u202c8",
     "Final answer: \u0661\u0668",
-    "Final answer: \u2460\u2467",
+    "Final answer: \u3251\u3252",
     "Final answer: \U0001d7cf\U0001d7d6",
     "Final answer: \u217b\u00b2\u00b3",
     "Final answer: 1\u030a8\u0332",

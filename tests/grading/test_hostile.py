@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -42,15 +42,25 @@ def test_hostile_answers_are_never_correct_and_cost_little(grader: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < PARENT_MIB * 1024
 
 
-def test_hostile_answers_can_be_compared() -> None:
+@pytest.fixture(scope="module")
+def latex_pool() -> Iterator[GradingPool]:
+    with GradingPool("latex", LIMITS) as pool:
+        yield pool
+
+
+def test_hostile_answers_can_be_compared(latex_pool: GradingPool) -> None:
     """With each other and with themselves, as in a majority vote."""
     texts = [text[:2000] for text in COMPLETIONS[::4]]
-    with GradingPool("latex", LIMITS) as pool:
-        assert len(list(pool.compare([(left, right) for left in texts[::5] for right in texts]))) == 500
+    assert len(list(latex_pool.compare([(left, right) for left in texts[::10] for right in texts]))) == 250
 
 
-def test_the_right_answer_is_still_found_among_them() -> None:
-    texts = [text for hostile in COMPLETIONS[:100] for text in ("Final answer: 17", hostile)]
-    with GradingPool("latex", LIMITS) as pool:
-        verdicts = [grade.verdict for grade in pool.grade((gold_problem("17"), text) for text in texts)]
-    assert Counter(verdicts[::2]) == {"correct": 100}
+def test_the_right_answer_is_still_found_among_them(latex_pool: GradingPool) -> None:
+    texts = [text for hostile in COMPLETIONS[:80] for text in ("Final answer: 17", hostile)]
+    verdicts = [grade.verdict for grade in latex_pool.grade((gold_problem("17"), text) for text in texts)]
+    assert verdicts[::2] == ["correct"] * 80
+
+
+@pytest.mark.xfail(reason="latex_reader takes a circled digit for a number that Fraction can read")
+def test_circled_digits_break_no_grader(latex_pool: GradingPool) -> None:
+    (grade,) = latex_pool.grade([(gold_problem("17"), "Final answer: \u2460\u2467")])
+    assert grade.layer != "crash"

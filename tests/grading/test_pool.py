@@ -14,7 +14,7 @@ import pytest
 from irpo_nemo.config import GradingConfig
 from irpo_nemo.errors import DataError, MachineError
 from irpo_nemo.grading.grade import Grade
-from irpo_nemo.grading.pool import GradingPool
+from irpo_nemo.grading.pool import MAX_CHARACTERS, GradingPool
 from irpo_nemo.grading.self_test import check_grader
 from irpo_nemo.records import Problem
 from tests.grading.problems import gold_problem
@@ -60,7 +60,7 @@ def test_grades_come_in_the_order_of_the_answers(pool: GradingPool) -> None:
 
 
 def test_any_text_reaches_the_grader_unchanged(pool: GradingPool) -> None:
-    texts = ["", "\0", "\ud800", "a\nb\r\u2028c", "\U0001f600", '"\\', "x" * 3_000_000]
+    texts = ["", "\0", "\ud800", "a\nb\r\u2028c", "\U0001f600", '"\\', "x" * 400_000]
     assert [grade.answer for grade in grade_texts(pool, *texts)] == texts
 
 
@@ -93,6 +93,12 @@ def test_an_answer_that_eats_memory_becomes_an_error() -> None:
         ("error", "memory"),
         ("correct", "whole"),
     ]
+
+
+def test_a_text_that_is_too_long_to_be_an_answer_is_not_graded(pool: GradingPool) -> None:
+    grades = grade_texts(pool, "a", *["x" * (MAX_CHARACTERS + 1)] * 100, "a")
+    assert {grade.layer for grade in grades[1:-1]} == {"length"}
+    assert [grade.verdict for grade in (grades[0], grades[1], grades[-1])] == ["correct", "error", "correct"]
 
 
 def test_one_death_is_forgiven(pool: GradingPool, tmp_path: Path) -> None:
