@@ -11,7 +11,8 @@ from pathlib import Path
 
 _FOREIGN_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "SLURM_", "MPI_", "UCX_", "I_MPI_", "HYDRA_", "MPICH_", "MV2_", "CRAY_")
 """What mpi4py would take for a world to join: the list of TensorRT-LLM's own launcher, less KMP_, which is OpenMP's."""
-_TORCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OWN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OWN_PREFIX = "IRPO_"
 _GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
@@ -20,7 +21,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if not name.startswith(_FOREIGN_PREFIXES) and name not in _TORCH_VARIABLES
+        if not name.startswith((*_FOREIGN_PREFIXES, _OWN_PREFIX)) and name not in _OWN_VARIABLES
     }
 
 

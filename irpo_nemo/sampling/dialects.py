@@ -1,8 +1,9 @@
 """What the /v1/completions of different servers has in common, and how each is asked for token ids.
 
-OpenAI's own protocol gives text only. vLLM (0.10.2 and later) and SGLang (0.5.15 and later) add the ids on
-`return_token_ids`; trtllm-serve (1.2) gives ids in place of the text with `detokenize` off, and refuses fields that it
-does not know. `DIALECTS` are tried in order until a server understands one.
+OpenAI's own protocol gives text only. vLLM (its pull request 22587) and SGLang (30917) add the ids on
+`return_token_ids`. They fill what a request leaves out from the model's generation_config.json, top_k and repetition
+penalty among it, so those are always said. trtllm-serve 1.2 gives ids in place of the text with `detokenize` off, and
+refuses fields that it does not know. `DIALECTS` are tried in order until a server understands one.
 """
 
 from collections.abc import Sequence
@@ -75,7 +76,7 @@ class Dialect:
         return close_completion(
             token_ids,
             choice.get("finish_reason"),
-            stopped_by=choice.get("stop_reason"),
+            stopped_by=choice.get("stop_reason", choice.get("matched_stop")),
             stop_ids=stop_ids,
             tokenizer=tokenizer,
         )
@@ -94,8 +95,14 @@ def _are_ids(value: object) -> bool:
 
 
 DIALECTS = (
-    Dialect(name="return_token_ids", extras={"return_token_ids": True}),
-    Dialect(name="detokenize", extras={"detokenize": False, "include_stop_str_in_output": True}),
+    Dialect(
+        name="return_token_ids",
+        extras={"return_token_ids": True, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    ),
+    Dialect(
+        name="detokenize",
+        extras={"detokenize": False, "include_stop_str_in_output": True, "top_k": 0},
+    ),
     Dialect(name="text", gives_ids=False, takes_stop_ids=False),
     Dialect(name="text prompts", gives_ids=False, takes_stop_ids=False, prompt_as_ids=False),
 )

@@ -149,8 +149,8 @@ class OpenAIServerSampler:
                 return model, dialect
             refusals.append(f"{dialect.name}: the answer has none")
         raise ConfigError(
-            f"{server.url}: gives no token ids ({'; '.join(refusals)}). Use vLLM 0.10.2, SGLang 0.5.15 or trtllm-serve "
-            f"1.2 or later, or set sampler.server.retokenize=true to encode its text again."
+            f"{server.url}: gives no token ids ({'; '.join(refusals)}). Use a newer vLLM or SGLang, or trtllm-serve "
+            f"1.2, or set sampler.server.retokenize=true to encode its text again."
         )
 
     def _choose_model(self, server: "Server", cards: list[dict[str, Any]]) -> str:

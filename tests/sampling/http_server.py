@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 KNOWN_FIELDS = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "seed", "stop_token_ids"}
 KINDS = {
     "vllm": {"fields": {"return_token_ids"}, "forbids_others": False},
-    "trtllm": {"fields": {"detokenize", "include_stop_str_in_output"}, "forbids_others": True},
+    "trtllm": {"fields": {"detokenize", "include_stop_str_in_output", "top_k"}, "forbids_others": True},
     "plain": {"fields": set(), "forbids_others": False},
 }
 Body = dict[str, Any]
@@ -106,7 +106,8 @@ class CompletionServer:
         prompt = body["prompt"]
         ids = self._tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt
         stop_ids = [self._tokenizer.eos_token_id, *body.get("stop_token_ids", [])]
-        sampling = {"do_sample": True, "temperature": body["temperature"], "top_p": body["top_p"], "top_k": 0}
+        top_k = max(body.get("top_k", 1 if self.kind == "vllm" else 0), 0)  # vLLM asks generation_config.json
+        sampling = {"do_sample": True, "temperature": body["temperature"], "top_p": body["top_p"], "top_k": top_k}
         inputs = torch.tensor([ids])
         with self._lock:
             torch.manual_seed(body["seed"])

@@ -69,6 +69,7 @@ def test_the_first_request_of_a_prompt_goes_ahead_of_the_rest_of_the_one_before(
 
 def test_the_environment_of_an_engine_is_no_mpi_world() -> None:
     launcher = {"SLURM_JOB_ID": "1", "PMIX_RANK": "0", "OMPI_COMM_WORLD_SIZE": "8", "RANK": "0", "MASTER_ADDR": "x"}
+    launcher |= {"IRPO_LAUNCHER_PID": "1"}
     kept = {
         "CUDA_VISIBLE_DEVICES": "1",
         "LD_LIBRARY_PATH": "/lib",
