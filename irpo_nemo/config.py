@@ -340,7 +340,7 @@ class ParallelConfig:
     tensor_model_parallel_size: int = bounded(1, minimum=1)
     pipeline_model_parallel_size: int = bounded(1, minimum=1)
     sequence_parallel: bool = False
-    """Split activations between layers over the tensor-parallel ranks too, along the sequence; needs tensor parallel."""
+    """Split activations between layers, too, over the tensor-parallel ranks, along the sequence."""
 
 
 @dataclass(kw_only=True)
@@ -352,6 +352,8 @@ class LauncherConfig:
     """Training processes on this machine: one per GPU, or gloo ranks on a CPU."""
     threads_per_rank: int = bounded(1, minimum=1)
     """CPU threads of each training process."""
+    grace_seconds: float = bounded(25.0, above=0.0)
+    """How long a stage may take to end by itself after an interruption; training saves a checkpoint meanwhile."""
 
 
 @dataclass(kw_only=True)

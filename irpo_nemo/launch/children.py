@@ -30,7 +30,7 @@ PARENT_VARIABLE = "IRPO_LAUNCHER_PID"
 FAILURE_VARIABLE = "IRPO_FAILURE_PIPE"
 
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 5.0
+_PUMP_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _TRACEBACK_LINES = 12
 _PIPE_BYTES = 65536
@@ -72,6 +72,7 @@ def run_children(
     log: Path,
     show: Callable[[str], None],
     tick: Callable[[], None],
+    grace_seconds: float,
 ) -> None:
     """Run `command` in `ranks` processes until all have ended.
 
@@ -82,6 +83,7 @@ def run_children(
         log: Rank 0's log; the others' stand beside it.
         show: Gets each line that rank 0 prints.
         tick: Called now and then while they run.
+        grace_seconds: How long they may take to end after a signal.
 
     Raises:
         IRPOError: The one that a child ended with.
@@ -104,11 +106,11 @@ def run_children(
     try:
         failed = _wait(children, tick)
     except KeyboardInterrupt as interruption:
-        _stop(children, getattr(interruption, "signum", signal.SIGINT))
+        _stop(children, getattr(interruption, "signum", signal.SIGINT), grace_seconds)
         raise
     finally:
         _kill(children)
-        pump.join(timeout=_GRACE_SECONDS)
+        pump.join(timeout=_PUMP_SECONDS)
     try:
         if failed:
             _raise_failure(children, failed, log)
@@ -216,10 +218,10 @@ def _wait(children: list[Child], tick: Callable[[], None]) -> list[Child]:
         time.sleep(_POLL_SECONDS)
 
 
-def _stop(children: list[Child], signum: int) -> None:
+def _stop(children: list[Child], signum: int, grace_seconds: float) -> None:
     """Pass a signal on and give the children a moment to end by themselves."""
     _signal(children, signum)
-    deadline = time.monotonic() + _GRACE_SECONDS
+    deadline = time.monotonic() + grace_seconds
     while time.monotonic() < deadline and any(child.process.poll() is None for child in children):
         time.sleep(_POLL_SECONDS)
 

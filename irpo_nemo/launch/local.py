@@ -79,6 +79,7 @@ def _run_step(config: IRPOConfig, step: Step, display: Display) -> None:
             log=folder.log(step.log_name),
             show=display.show,
             tick=tick,
+            grace_seconds=config.launcher.grace_seconds,
         )
     manifest = read_manifest(step.manifest)
     assert manifest is not None, f"{step.title} ended well without a manifest"

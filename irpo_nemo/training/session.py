@@ -6,7 +6,9 @@ they find, and give the same weights as if they had never been interrupted.
 
 import dataclasses
 import gc
+import logging
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,11 +35,14 @@ from irpo_nemo.training.batches import (
     examples_of_pairs,
 )
 from irpo_nemo.training.checkpoint import load_latest_checkpoint, save_checkpoint
+from irpo_nemo.training.interruption import Interruption
 from irpo_nemo.training.model import IRPOModel, IRPOModelConfig
 from irpo_nemo.training.parallel import data_parallel_rank, data_parallel_size, is_rank_zero, shutdown_parallel
 from irpo_nemo.training.reference import reference_logprobs
 from irpo_nemo.training.step_log import LogSteps, StepLog
 from irpo_nemo.training.strategy import make_trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -167,28 +172,31 @@ def fit(
         first_step=policy.step,
     )
     has_pairs = examples[0].rejected is not None
+    interruption = Interruption()
     log = StepLog(folder, first_step=policy.step, num_steps=num_steps, title=title) if is_rank_zero() else None
     trainer = make_trainer(
         policy.options.parallel,
         seed=policy.options.seed,
         callbacks=[
             LogSteps(log, check_first_step=has_pairs),
-            SaveCheckpoints(folder.checkpoints, data_digest=data_digest),
+            SaveCheckpoints(folder.checkpoints, data_digest=data_digest, interruption=interruption),
         ],
     )
     policy.set_trainer(trainer)
     gc.freeze()  # Megatron collects garbage at every checkpoint; what exists by now stays, so it need not be visited
-    trainer.fit(policy, train_dataloaders=DataLoader(batches, batch_size=None, shuffle=False))
+    with interruption.watched():
+        trainer.fit(policy, train_dataloaders=DataLoader(batches, batch_size=None, shuffle=False))
     if log is not None:
         log.close()
 
 
 class SaveCheckpoints(Callback):
-    """A checkpoint every so many steps, and one after the last."""
+    """A checkpoint every so many steps, one after the last, and one after a signal, which ends the process."""
 
-    def __init__(self, folder: Path, *, data_digest: str) -> None:
+    def __init__(self, folder: Path, *, data_digest: str, interruption: Interruption) -> None:
         self.folder = folder
         self.data_digest = data_digest
+        self.interruption = interruption
 
     def on_train_batch_end(
         self,
@@ -199,8 +207,13 @@ class SaveCheckpoints(Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         training = module.options.training
-        if module.step % training.checkpoint_every_steps == 0 or module.step == module.options.num_steps:
+        signum = self.interruption.agreed()
+        if signum or module.step % training.checkpoint_every_steps == 0 or module.step == module.options.num_steps:
             save_checkpoint(module, self.folder, data_digest=self.data_digest, keep=training.keep_checkpoints)
+        if signum:
+            if is_rank_zero():
+                logger.info("%s: saved after step %d", signal.Signals(signum).name, module.step)
+            raise SystemExit(128 + signum)
 
 
 def _finish(policy: IRPOModel, export_to: Path, outcome: TrainingOutcome) -> None:

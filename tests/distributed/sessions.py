@@ -49,6 +49,10 @@ class Session:
         with pytest.raises(AssertionError, match=f"died with exit code -{signal.SIGKILL.value}"):
             run_on_ranks(train_and_die, ranks, config, self, step, in_checkpoint)
 
+    def run_until_signal(self, config: IRPOConfig, ranks: int, *, step: int, signum: int) -> list[int]:
+        """Train until the last rank gets a signal in `step`; return each rank's exit code."""
+        return run_on_ranks(train_and_be_told, ranks, config, self, step, signum)
+
 
 def make_session(root: Path, *, num_pairs: int = 21, model: Path | None = None) -> Session:
     """A folder with pairs, and M_t when none is given."""
@@ -93,3 +97,22 @@ def train_and_die(config: IRPOConfig, session: Session, step: int, in_checkpoint
 
     IRPOModel.training_step, checkpoint.publish_folder = take_step_or_die, publish_or_die
     train(config, session)
+
+
+def train_and_be_told(config: IRPOConfig, session: Session, step: int, signum: int) -> int:
+    """On each rank."""
+    import torch.distributed as dist
+
+    from irpo_nemo.training.model import IRPOModel
+
+    take_step = IRPOModel.training_step
+
+    def take_step_when_told(self: IRPOModel, *args: Any, **options: Any) -> None:
+        if self.step == step and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signum)
+        take_step(self, *args, **options)
+
+    IRPOModel.training_step = take_step_when_told
+    with pytest.raises(SystemExit) as ended:
+        train(config, session)
+    return int(str(ended.value.code))

@@ -3,6 +3,7 @@
 SIGKILL hits in step 3, after the checkpoint of step 2; the run goes on in new processes.
 """
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,22 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(
     assert [line["step"] for line in session.metrics] == [0, 1, 2]
     assert session.checkpoints == ["step_00000002"]
     assert session.run(config, ranks)["first_step"] == 2
+    assert session.weights == uninterrupted[layout].weights
+    assert session.metrics == uninterrupted[layout].metrics
+
+
+@pytest.mark.parametrize(
+    ("layout", "signum"), [("tp1", signal.SIGTERM), ("tp2", signal.SIGUSR1), ("dp2", signal.SIGTERM)]
+)
+def test_a_signal_to_one_rank_saves_on_all_of_them(
+    uninterrupted: dict[str, Session], layout: str, signum: int, model: Path, tmp_path: Path
+) -> None:
+    """In step 2, between two checkpoints: nothing is lost, not even that step."""
+    config, ranks = config_of(layout)
+    session = make_session(tmp_path, model=model)
+    assert session.run_until_signal(config, ranks, step=2, signum=signum) == [128 + signum] * ranks
+    assert session.checkpoints[-1] == "step_00000003"
+    assert session.run(config, ranks)["first_step"] == 3
     assert session.weights == uninterrupted[layout].weights
     assert session.metrics == uninterrupted[layout].metrics
 

@@ -39,6 +39,7 @@ def run(
         log=tmp_path / "logs" / "stage.log",
         show=shown.append,
         tick=tick,
+        grace_seconds=5.0,
     )
     return shown
 
@@ -188,7 +189,7 @@ LAUNCHER = """
     from pathlib import Path
     from irpo_nemo.launch.children import run_children
 
-    run_children([sys.executable, "-c", sys.argv[2]], ranks=2, threads_per_rank=1,
+    run_children([sys.executable, "-c", sys.argv[2]], ranks=2, threads_per_rank=1, grace_seconds=5.0,
                  log=Path(sys.argv[1]), show=print, tick=lambda: None)
 """
 
