@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import irpo_nemo
 from irpo_nemo.config import GradingConfig, IRPOConfig, ParallelConfig, load_config
@@ -19,7 +19,9 @@ from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launch
 from irpo_nemo.model_shape import find_model_mistakes, read_hf_config
 from irpo_nemo.pipeline import find_file_mistakes, plan, refuse_changes
 from irpo_nemo.run_folder import RunFolder
-from irpo_nemo.sampling.parts import Shard
+
+if TYPE_CHECKING:
+    from irpo_nemo.sampling.parts import Shard
 
 Number = TypeVar("Number", int, float)
 
@@ -189,7 +191,7 @@ def _split_iteration(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
     return int(given[-1]), [override for override in overrides if not override.startswith("iteration=")]
 
 
-def _split_shard(overrides: Sequence[str]) -> tuple[Shard | None, list[str]]:
+def _split_shard(overrides: Sequence[str]) -> "tuple[Shard | None, list[str]]":
     """Take shard=I/N out of the overrides."""
     given = [override.removeprefix("shard=") for override in overrides if override.startswith("shard=")]
     if not given:
@@ -198,6 +200,8 @@ def _split_shard(overrides: Sequence[str]) -> tuple[Shard | None, list[str]]:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ConfigError(f"shard: is {given[-1]}, but I/N with I from 0 to N - 1 is wanted, for example shard=0/4")
     rest = [override for override in overrides if not override.startswith("shard=")]
+    from irpo_nemo.sampling.parts import Shard
+
     return Shard(int(index), int(count)), rest
 
 

@@ -48,6 +48,8 @@ _ANSWER_IS = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
+MAX_LENGTH = 40_000
+"""Characters of a completion that are read: of a longer one, as many at its start and at its end as make up this."""
 MAX_TAG_LENGTH = 2000
 """Characters within <answer> tags; what is longer is no answer."""
 
@@ -66,8 +68,11 @@ class Found:
 def cut_invented_question(text: str) -> str:
     """Keep what stands before the model goes on to invent another question.
 
-    A line "Question:" opens one wherever something stands before it; other signs count only after an answer.
+    A line "Question:" opens one wherever something stands before it; other signs count only after an answer. The middle
+    of a completion longer than `MAX_LENGTH` is left out.
     """
+    if len(text) > MAX_LENGTH:
+        text = f"{text[: MAX_LENGTH // 2]}\n{text[-MAX_LENGTH // 2 :]}"
     for match in _NEXT_QUESTION.finditer(text):
         if text[: match.start()].strip():
             text = text[: match.start()]

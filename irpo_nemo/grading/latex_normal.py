@@ -233,7 +233,7 @@ class _Bracer:
     def _take_argument(self, *, one_digit: bool, depth: int) -> None:
         if not self._tokens:
             raise UnreadableError("an argument is missing")
-        if one_digit and len(self._tokens[-1]) > 1 and self._tokens[-1][0].isdigit():
+        if one_digit and len(self._tokens[-1]) > 1 and self._tokens[-1][0].isdecimal():
             number = self._tokens.pop()
             self._tokens += [number[1:], number[0]]
         self._done.append("{")
@@ -263,6 +263,6 @@ def join_tokens(tokens: list[str]) -> str:
     parts: list[str] = []
     for before, token in zip(["", *tokens], tokens, strict=False):
         glued = token[0].isalpha() and (before[:1].isalpha() or (before[:1] == "\\" and before[-1:].isalpha()))
-        apart = before[-1:].isdigit() and (token[0].isdigit() or (len(token) > 1 and token[0].isalpha()))
+        apart = before[-1:].isdecimal() and (token[0].isdecimal() or (len(token) > 1 and token[0].isalpha()))
         parts.append(f" {token}" if glued or apart else token)
     return "".join(parts)

@@ -180,7 +180,7 @@ def _is_plain_word(token: str) -> bool:
 
 
 def _ends_value(token: str) -> bool:
-    return token[-1:].isdigit() or token in ("}", ")", "\\pi")
+    return token[-1:].isdecimal() or token in ("}", ")", "\\pi")
 
 
 def _is_unit_part(tokens: list[str], last: int) -> bool:
@@ -322,9 +322,9 @@ class _Parser:
 
     def _multiply(self, left: Node) -> Node:
         r"""What stands side by side: a product, or a mixed number as in 3\frac{1}{2}."""
-        token, is_bare = self._peek(), self._peek(-1)[-1].isdigit()
+        token, is_bare = self._peek(), self._peek(-1)[-1].isdecimal()
         right = self._read_factor()
-        if is_bare and isinstance(right, Number) and token[0].isdigit():
+        if is_bare and isinstance(right, Number) and token[0].isdecimal():
             raise UnreadableError("two numbers side by side")
         if is_bare and token == "\\frac" and _is_whole(left) and _is_proper_fraction(right):
             return Apply("+", (left, right))
@@ -337,7 +337,7 @@ class _Parser:
             or token in _FUNCTION_COMMANDS | _GREEK
         ):
             return True
-        if token[:1].isdigit() or token.startswith("."):
+        if token[:1].isdecimal() or token.startswith("."):
             return True
         return is_letter(token) and token.casefold() not in _CONNECTIVES
 
@@ -376,7 +376,7 @@ class _Parser:
 
     def _read_primary_at_depth(self) -> Node:
         token = self._next()
-        if token[:1].isdigit() or (token.startswith(".") and len(token) > 1):
+        if token[:1].isdecimal() or (token.startswith(".") and len(token) > 1):
             return self._read_number(token)
         if token.startswith("\\text{"):
             return self._read_words(token)
@@ -424,7 +424,7 @@ class _Parser:
     def _take_exponent(self) -> int | None:
         sign = self._peek(1) if self._peek(1) in ("+", "-") else ""
         digits = self._peek(1 + bool(sign))
-        if not digits.isdigit() or len(digits) > 3 or (self._peek() == "e" and not sign and len(digits) > 2):
+        if not digits.isdecimal() or len(digits) > 3 or (self._peek() == "e" and not sign and len(digits) > 2):
             return None
         self._position += 2 + bool(sign)
         return int(sign + digits)
@@ -435,7 +435,7 @@ class _Parser:
         base = _bare(self._next())
         self._expect("}")
         base = _NUMBER_WORDS.get(base.casefold(), base)
-        if not base.isdigit():
+        if not base.isdecimal():
             raise UnreadableError(f"{base!r} is no base")
         return Based(digits, base)
 
@@ -444,7 +444,7 @@ class _Parser:
         self._expect("{")
         block = self._next()
         self._expect("}")
-        if not block.isdigit() or len(block) > MAX_NUMBER_DIGITS:
+        if not block.isdecimal() or len(block) > MAX_NUMBER_DIGITS:
             raise UnreadableError("no digits repeat")
         places = len(token.partition(".")[2])
         tail = Fraction(int(block), (10 ** len(block) - 1) * 10**places)

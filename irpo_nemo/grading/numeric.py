@@ -51,7 +51,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _HASH_LINE = re.compile(
-    r"^####[ \t]*(?P<answer>[-$€£¥ \d.,/]*\d(?!\d*[.)][ \t])(?:[ %][^\n]{0,40}|[.]?))$", re.MULTILINE
+    r"^####[ \t]{0,9}(?P<answer>[-$€£¥ \d.,/]{0,99}\d(?!\d*[.)][ \t])(?:[ %][^\n]{0,40}|[.]?))$", re.MULTILINE
 )
 _FRACTION = re.compile(r"(?P<digit>\d?)\s?\\[dt]?frac\s*\{\s*(?P<top>\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}")
 _SPELLINGS = str.maketrans(

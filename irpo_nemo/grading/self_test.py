@@ -10,7 +10,7 @@ from irpo_nemo.grading.pool import GradingPool
 
 _SUSPECTS = {
     "latex": "most likely its packages do not fit each other: math-verify, latex2sympy2_extended, sympy and the ANTLR "
-    "runtime under them. Install the versions of constraints.txt (pip install -c constraints.txt 'irpo-nemo[math]')"
+    "runtime under them. Install the versions of constraints.txt (pip install -c constraints.txt irpo-nemo)"
 }
 _OTHER_SUSPECT = "its code on this machine is not what was released. Install irpo-nemo again"
 

@@ -60,7 +60,6 @@ def test_the_right_answer_is_still_found_among_them(latex_pool: GradingPool) -> 
     assert verdicts[::2] == ["correct"] * 80
 
 
-@pytest.mark.xfail(reason="latex_reader takes a circled digit for a number that Fraction can read")
 def test_circled_digits_break_no_grader(latex_pool: GradingPool) -> None:
     (grade,) = latex_pool.grade([(gold_problem("17"), "Final answer: \u2460\u2467")])
     assert grade.layer != "crash"
