@@ -129,25 +129,26 @@ class ServerPool:
 
     async def _try_until_answered(self, body: dict[str, Any], homes: dict[str, Server], home: str) -> dict[str, Any]:
         attempts = 0
-        waiting_since = time.monotonic()
+        asking_since = time.monotonic()
         while True:
-            server = await self._choose(homes, home, waiting_since)
+            server = await self._choose(homes, home, asking_since)
             try:
                 if attempts < _ATTEMPTS_IN_COMPANY:
                     return await self._ask_for_choice(server, body)
                 async with self._one_by_one:
                     return await self._ask_for_choice(server, body)
             except _Away as away:
+                self._check_patience(asking_since, self.servers)
                 self._rest(server, away)
             except _Broken as broken:
                 attempts += 1
                 logger.debug("%s: attempt %d failed: %s", server.url, attempts, broken)
+                self._check_patience(asking_since, self.servers, at_least=self._config.request_timeout_seconds)
                 if attempts >= self._config.max_attempts:
                     raise RequestFailed(f"{attempts} attempts failed, the last with: {broken}") from broken
                 await asyncio.sleep(_pause(attempts))
-                waiting_since = time.monotonic()
 
-    async def _choose(self, homes: dict[str, Server], home: str, waiting_since: float) -> Server:
+    async def _choose(self, homes: dict[str, Server], home: str, asking_since: float) -> Server:
         """The problem's server, or the one with the least to do when that is away; waits while all are."""
         while True:
             now = time.monotonic()
@@ -157,12 +158,13 @@ class ServerPool:
             if present:
                 homes[home] = min(present, key=lambda server: server.in_flight)
                 return homes[home]
-            self._check_patience(waiting_since, self.servers)
+            self._check_patience(asking_since, self.servers)
             await asyncio.sleep(max(0.01, min(server.away_until for server in self.servers) - now))
 
-    def _check_patience(self, waiting_since: float, away: list[Server]) -> None:
-        silence = time.monotonic() - max(waiting_since, self._last_answer)
-        if silence > self._config.patience_seconds:
+    def _check_patience(self, asking_since: float, away: list[Server], *, at_least: float = 0.0) -> None:
+        """Give up when nothing at all was answered for too long: alone, no request would know that it asks in vain."""
+        silence = time.monotonic() - max(asking_since, self._last_answer)
+        if silence > max(self._config.patience_seconds, at_least):
             urls = ", ".join(server.url for server in away)
             raise MachineError(
                 f"{urls}: no server has answered for {silence:.0f} s. Start one and run the same command again; what "
@@ -175,7 +177,9 @@ class ServerPool:
         if server.away_until > now:
             return  # another request has said so already
         server.pauses += 1
-        pause = _pause(server.pauses) if away.retry_after is None else away.retry_after * random.uniform(1.0, 1.2)
+        pause = _pause(server.pauses)
+        if away.retry_after is not None:
+            pause = max(away.retry_after, _FIRST_PAUSE_SECONDS / 2) * random.uniform(1.0, 1.2)
         server.away_until = now + pause
         if server.pauses == 1:
             logger.info("%s: is away (%s); trying again", server.url, away)

@@ -106,7 +106,7 @@ def test_each_request_is_sent_once_with_its_own_seed(server: CompletionServer, m
 
 
 def test_every_kind_of_failure_costs_time_and_no_completion(server: CompletionServer, model_folder: Path) -> None:
-    sampler = open_sampler(make_server_config(server.url, request_timeout_seconds=1.0), model_folder)
+    sampler = open_sampler(make_server_config(server.url, request_timeout_seconds=3.0), model_folder)
     faults = [
         http_server.status(429, headers=[("Retry-After", "0")]),
         http_server.status(500, "out of luck"),
@@ -222,6 +222,18 @@ def test_servers_that_stay_away_are_given_up(server: CompletionServer, model_fol
     sampler.close()
     assert str(error.value).startswith(f"{server.url}: no server has answered for ")
     assert str(error.value).endswith("To wait longer, set sampler.server.patience_seconds above 0.3.")
+
+
+@pytest.mark.parametrize("fault", [http_server.hang, http_server.status(429, headers=[("Retry-After", "0")])])
+def test_a_server_that_only_says_wait_or_nothing_is_given_up(
+    server: CompletionServer, model_folder: Path, fault: Any
+) -> None:
+    config = make_server_config(server.url, patience_seconds=0.3, request_timeout_seconds=1.5)
+    sampler = open_sampler(config, model_folder)
+    server.fault_of = lambda body: fault  # noqa: ARG005
+    with pytest.raises(MachineError, match=r"no server has answered for \d s\. Start one"):
+        sampler.generate(greedy_requests())
+    sampler.close()
 
 
 def test_a_server_that_fails_on_everything_is_given_up(server: CompletionServer, model_folder: Path) -> None:

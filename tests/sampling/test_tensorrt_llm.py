@@ -242,7 +242,7 @@ def test_one_bad_request_costs_itself_alone(tmp_path: Path, model_folder: Path, 
 
 def test_an_engine_that_falls_silent_is_started_again(tmp_path: Path, model_folder: Path) -> None:
     requests = make_requests(copies=3)
-    config = make_engine_config(tmp_path, num_engines=1, silence_timeout_seconds=0.6)
+    config = make_engine_config(tmp_path, num_engines=1, silence_timeout_seconds=1.5)
     completions = ask(config, model_folder, troubled(requests, 4, HANG))
     expected = ask(config, model_folder, requests)
     assert completions[4].failure is not None
