@@ -166,7 +166,7 @@ def _take_unit(tokens: list[str]) -> tuple[list[str], str | None]:
     start = end
     while start > 1 and _is_plain_word(tokens[start - 1]):
         start -= 1
-    if _ends_value(tokens[start - 1]):
+    if start > 0 and _ends_value(tokens[start - 1]):
         end = start
     if end == len(tokens) or end == 0 or tokens[end - 1] in _RELATION_SIGNS | _PRODUCT_SIGNS | {",", "+", "-", ";"}:
         return tokens, None

@@ -322,3 +322,8 @@ def test_no_text_takes_long(text: str) -> None:
 def test_importing_the_graders_imports_nothing_heavy() -> None:
     code = "import sys, irpo_nemo.grading; print({'sympy', 'mpmath', 'math_verify', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("answer", [r"\$}}0.250", r"\$", "{}", r"\text{}", r"\left", "}", "_", "^"])
+def test_scraps_of_formulas_are_no_crash(answer: str) -> None:
+    assert latex.grade(gold_problem(r"\$0.50"), f"Final answer: \\boxed{{{answer}}}").verdict != "correct"
