@@ -42,7 +42,7 @@ def make_test_grades(num_correct: int) -> tuple[list[Candidate], list[GradedCand
             }
             candidates.append(Candidate(**identity, **tokens))  # type: ignore[arg-type]
             verdict = "correct" if number < num_correct else "wrong"
-            graded = {"gold_answer": "1", "answer": NASTY, "verdict": verdict, "layer": "x"}
+            graded = {"gold_answer": "1", "answer": NASTY, "verdict": verdict, "layer": "x", "answer_class": 0}
             grades.append(GradedCandidate(**identity, **graded))  # type: ignore[arg-type]
     return candidates, grades
 

@@ -115,6 +115,13 @@ from irpo_nemo.stages.frame import run_shard
 
 config, num_kills, dice = load_config(sys.argv[1]), int(sys.argv[2]), random.Random(5)
 sampler = open_sampler(config, model_of(config, 0))  # loaded once, so that kills fall into the work and not the start
+generate = sampler.generate
+
+def generate_slowly(*args, **options):
+    time.sleep(0.1)
+    return generate(*args, **options)
+
+sampler.generate = generate_slowly
 sample.open_sampler = lambda config, model: sampler
 
 def start(index):
