@@ -56,7 +56,7 @@ MAX_NEXT_QUESTIONS = 3
 """Places that look like an invented question are tried so often."""
 
 _RIGHT = r"(?:correct|right|best|true|accurate|appropriate|proper|logical|likely|reasonable|final|only|intended)"
-_CHOICE = r"(?:answer|option|choice|selection|response|one|statement|explanation|conclusion|description)"
+_CHOICE = r"(?:answer|option|choice|letter|selection|response|one|statement|explanation|conclusion|description)"
 _FIRM_VERB = r"(?:is|was|will\s+be|must\s+be|should\s+be|has\s+to\s+be|seems\s+to\s+be)"
 _VERB = rf"(?:{_FIRM_VERB}|would\s+be|might\s+be|could\s+be)"
 _LABEL_ENDS_LINE = r"(?=\W?\w\W{0,2}$)"
@@ -71,6 +71,7 @@ _CUE = re.compile(
       | answer,?(?:\s+[\w',()/-]+){{0,8}}?\s+{_VERB}\b
       | {_RIGHT}\s+(?:\w+\s+)?{_CHOICE}(?:\s+[\w',()/-]+){{0,8}}?(?:\s+{_VERB}\b|\s*[:=])
       | the\s+(?:most\s+\w+|{_RIGHT}|one)\s+(?:\w+\s+){{1,4}}is\b(?=\s+(?:option\s+|choice\s+)?\(\w\))
+      | solution\s+{_FIRM_VERB}\b(?=\s+(?:option\s+|choice\s+)?\W?\w\W{{0,3}}$)
       | {_RIGHT}\s+answers\s+are\b
       | {_RIGHT}\s+{_CHOICE},?\s+(?=\()
       | ^\s*answer\s+(?:choice\s+|option\s+)?{_LABEL_ENDS_LINE}

@@ -63,6 +63,8 @@ _SPELLINGS = str.maketrans(
         "\N{THIN SPACE}": " ",
     }
 )
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}
+_SCALED = re.compile(rf"(?P<number>\d)[ ]?(?P<word>{'|'.join(_SCALES)})\b(?!-)", re.IGNORECASE)
 _GROUPING = str.maketrans("", "", ", ")
 _LATEX = re.compile(r"\\[,!;()\[\]]|\\(?=[$%])|\{(?=,\})|(?<=\{,)\}")
 
@@ -86,6 +88,9 @@ def grade(problem: Problem, completion_text: str) -> Grade:
     value, layer = extract_number(completion_text)
     if value is None:
         return Grade(answer=None, verdict="unparsable", layer=layer)
+    if value != gold and _SCALED.search(completion_text):  # the question may count in thousands
+        as_counted, _ = extract_number(_SCALED.sub(r"\g<number>", completion_text))
+        value = gold if as_counted == gold else value
     return Grade(answer=str(value), verdict="correct" if value == gold else "wrong", layer=layer)
 
 
@@ -170,8 +175,9 @@ def _keep_right_side(phrase: str) -> str:
 
 
 def _simplify(text: str) -> str:
-    """Drop LaTeX spacing and escapes, write one kind of minus, and fractions as a/b."""
+    """Drop LaTeX spacing and escapes, write one kind of minus, fractions as a/b, and thousands in words as e3."""
     text = _LATEX.sub("", text.translate(_SPELLINGS))
+    text = _SCALED.sub(lambda m: f"{m['number']}e{_SCALES[m['word'].casefold()]}", text)
     return _FRACTION.sub(lambda m: f"{m['digit']}{' ' if m['digit'] else ''}{m['top']}/{m['bottom']}", text)
 
 

@@ -55,6 +55,8 @@ DECLARED = {
         "Final answer: B rather than A",
         "Final answer: (B) iron, since (A) is wrong",
         "Vitamin C is wrong. The answer is (B).",
+        "Therefore the solution is B.",
+        "The correct letter is B.",
         "If the answer is A, we get a contradiction. The answer is B.",
         "The answer is A. Wait, that is wrong. The answer is B.",
         "The correct answer is B. The answer is based on photosynthesis.",

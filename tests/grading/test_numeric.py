@@ -238,3 +238,19 @@ def test_real_outputs_disagree_with_published_labels_only_where_these_are_wrong(
     print(format_table([agreement]))
     wrong_labels = {*PUBLISHED_PARSE_ERRORS, *FACTOR_100_ERRORS} - {"gsm8k-test-504 Meta-Llama-3-8B-Instruct"}
     assert {*agreement.false_positives, *agreement.false_negatives} == wrong_labels
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "verdict"),
+    [
+        ("1200", "12 hundred", "correct"),
+        ("1200", "$1.2 thousand", "correct"),
+        ("2500000", "2.5 million dollars", "correct"),
+        ("5", "5 thousand", "correct"),  # asked for thousands
+        ("5", "6 thousand", "wrong"),
+        ("3", "3 thousand-piece puzzles", "correct"),
+        ("300", "3 hundred-dollar bills", "wrong"),
+    ],
+)
+def test_thousands_in_words_count_as_written_or_as_asked(gold: str, answer: str, verdict: str) -> None:
+    assert numeric.grade(gold_problem(gold), f"Final answer: {answer}").verdict == verdict
