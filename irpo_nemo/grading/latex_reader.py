@@ -107,6 +107,7 @@ alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lam
 varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell infty emptyset pi hbar
 """
 _GREEK = frozenset(f"\\{name}" for name in _SYMBOL_NAMES.split())
+_ROUGHLY = ("about", "approximately", "roughly", "around")
 _RELATION_SIGNS = {"=", "<", ">", "\\leq", "\\geq", "\\neq", "\\in", "\\to", "\\equiv", "\\approx"}
 _CONNECTIVES = {"and", "or"}
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "|": ("|",)}
@@ -126,7 +127,7 @@ def read_answer(text: str) -> Answer:
     tokens = tokenize(text)
     if not tokens or len(tokens) > MAX_TOKENS:
         raise UnreadableError("empty, or too long")
-    while tokens and tokens[0] == "\\approx":
+    while tokens and (tokens[0] == "\\approx" or _is_text(tokens[0], _ROUGHLY)):
         tokens = tokens[1:]
     tokens, currency = _take_currency(tokens)
     tokens, has_percent = _take_percent(tokens)

@@ -327,3 +327,8 @@ def test_importing_the_graders_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("answer", [r"\$}}0.250", r"\$", "{}", r"\text{}", r"\left", "}", "_", "^"])
 def test_scraps_of_formulas_are_no_crash(answer: str) -> None:
     assert latex.grade(gold_problem(r"\$0.50"), f"Final answer: \\boxed{{{answer}}}").verdict != "correct"
+
+
+@pytest.mark.parametrize("answer", ["about 1200", r"\text{about }1200", r"\approx 1200", "roughly 1200 km"])
+def test_a_hedged_number_is_that_number(answer: str) -> None:
+    assert latex.grade(gold_problem("1200"), f"Final answer: {answer}").verdict == "correct"
