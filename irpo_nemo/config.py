@@ -20,6 +20,8 @@ from irpo_nemo.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+ROW_MULTIPLE = 8
+"""Rows of a micro batch are padded to a multiple of this, so that sequence parallel can split them."""
 CONFIG_GROUPS = ("model", "task", "sampler", "launcher", "loss")
 
 
@@ -582,6 +584,12 @@ def _check_layout(config: IRPOConfig) -> Iterator[str]:
         yield (
             "parallel.sequence_parallel: is true, but needs tensor_model_parallel_size of at least 2; "
             "raise that, or set it to false"
+        )
+    if parallel.sequence_parallel and ROW_MULTIPLE % parallel.tensor_model_parallel_size:
+        yield (
+            f"parallel.sequence_parallel: is true, but rows come in multiples of {ROW_MULTIPLE}, which "
+            f"tensor_model_parallel_size = {parallel.tensor_model_parallel_size} must divide; lower that, or set it to "
+            "false"
         )
 
 

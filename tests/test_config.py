@@ -67,6 +67,11 @@ def mistakes_of(*overrides: str, config: str = "quickstart") -> list[str]:
             "pipeline_model_parallel_size = 2",
         ),
         (
+            "parallel={tensor_model_parallel_size:1,sequence_parallel:true}",
+            "quickstart: parallel.sequence_parallel: is true, but needs tensor_model_parallel_size of at least 2; "
+            "raise that, or set it to false",
+        ),
+        (
             "training.optimizer.min_learning_rate=1",
             "quickstart: training.optimizer.min_learning_rate: is 1.0, but must be at most learning_rate = 0.0002",
         ),

@@ -27,12 +27,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from irpo_nemo.config import TrainingConfig
+from irpo_nemo.config import ROW_MULTIPLE, TrainingConfig
 from irpo_nemo.records import Demonstration, PreferencePair, ReferenceLogprob
 from irpo_nemo.training.layout import GroupSpan, RowLayout
-
-WIDTH_MULTIPLE = 8
-"""Rows are padded to a multiple of this, so that sequence parallel can split them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +247,7 @@ def make_micro_batch(units: Sequence[Unit], *, pack: bool) -> MicroBatch:
     groups = [group for unit in units for group in unit.groups]
     rows = [groups] if pack else [[group] for group in groups]
     longest = max(sum(group.num_tokens for group in row) for row in rows)
-    width = -(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+    width = -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
     tokens = torch.zeros(len(rows), width, dtype=torch.int64)
     position_ids = torch.zeros_like(tokens)
     spans: list[list[GroupSpan]] = []
