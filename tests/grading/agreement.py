@@ -44,6 +44,10 @@ class Agreement:
         return 1 - (len(self.false_positives) + len(self.false_negatives)) / max(1, self.num_rows)
 
 
+MEASURED: list[Agreement] = []
+"""All that was measured in this process, for the end of the test report."""
+
+
 def measure(name: str, items: Iterable[tuple[str, bool, bool | None]]) -> Agreement:
     """Count agreement over (key, graded correct, label); rows without a label are left out."""
     agreement = Agreement(name)
@@ -55,6 +59,7 @@ def measure(name: str, items: Iterable[tuple[str, bool, bool | None]]) -> Agreem
             agreement.false_positives.append(key)
         elif label and not is_correct:
             agreement.false_negatives.append(key)
+    MEASURED.append(agreement)
     return agreement
 
 

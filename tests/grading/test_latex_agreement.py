@@ -8,7 +8,6 @@ import pytest
 from irpo_nemo.errors import DataError
 from irpo_nemo.grading import latex
 from tests.grading.agreement import (
-    format_table,
     grader_cases,
     math_outputs,
     measure,
@@ -115,14 +114,12 @@ def test_independent_answers_of_math_train_equal_the_boxes() -> None:
 @needs_data
 def test_math_outputs_disagree_with_published_labels_only_where_these_are_wrong() -> None:
     agreement = measure("math_outputs, published", math_outputs())
-    print(format_table([agreement]))
     assert {*agreement.false_positives, *agreement.false_negatives} == set(PUBLISHED_OUTPUT_ERRORS)
 
 
 @needs_data
 def test_real_pairs_meet_the_consensus_without_a_false_positive() -> None:
     agreement = measure("grader_real_pairs, consensus", real_pairs(lambda row: row["consensus"]))
-    print(format_table([agreement]))
     assert agreement.num_rows == 1170
     assert agreement.false_positives == []
     assert agreement.false_negatives == [FLOAT_IN_CONSENSUS]
@@ -131,7 +128,6 @@ def test_real_pairs_meet_the_consensus_without_a_false_positive() -> None:
 @needs_data
 def test_published_labels_of_real_pairs_accept_more_but_hardly_less() -> None:
     agreement = measure("grader_real_pairs, published", real_pairs(published_of_pair))
-    print(format_table([agreement]))
     assert sorted(key.partition(" ")[0] for key in agreement.false_positives) == [
         "test/algebra/2253.json",
         "test/prealgebra/1114.json",
@@ -144,7 +140,6 @@ def test_published_labels_of_real_pairs_accept_more_but_hardly_less() -> None:
 @needs_data
 def test_cases_of_other_projects_differ_only_by_policy() -> None:
     agreement = measure("grader_cases, expected", grader_cases())
-    print(format_table([agreement]))
     assert {*agreement.false_positives, *agreement.false_negatives} == set(CASE_POLICIES)
 
 

@@ -7,7 +7,6 @@ from irpo_nemo.errors import DataError
 from irpo_nemo.grading import numeric
 from irpo_nemo.grading.numeric import extract_number, read_number
 from tests.grading.agreement import (
-    format_table,
     gsm8k_outputs,
     measure,
     needs_data,
@@ -206,7 +205,6 @@ def test_every_gsm8k_solution_is_correct_against_itself() -> None:
 def test_openai_labels_of_gsm8k_solutions_are_met() -> None:
     """2536 solutions of four models, labelled by OpenAI."""
     agreement = measure("gsm8k_openai_solutions, published", openai_solutions())
-    print(format_table([agreement]))
     assert (agreement.num_rows, agreement.share) == (2536, 1.0)
 
 
@@ -227,7 +225,6 @@ FACTOR_100_ERRORS = {
 def test_real_outputs_disagree_with_the_published_parse_only_where_that_is_wrong() -> None:
     """3804 outputs of six models: the true verdicts are the published parse but for these five."""
     agreement = measure("gsm8k_outputs, parsed prediction", gsm8k_outputs(lambda row: row["pred_num_equal"]))
-    print(format_table([agreement]))
     assert agreement.num_rows == 3804
     assert {*agreement.false_positives, *agreement.false_negatives} == set(PUBLISHED_PARSE_ERRORS)
 
@@ -235,7 +232,6 @@ def test_real_outputs_disagree_with_the_published_parse_only_where_that_is_wrong
 @needs_data
 def test_real_outputs_disagree_with_published_labels_only_where_these_are_wrong() -> None:
     agreement = measure("gsm8k_outputs, published", gsm8k_outputs(lambda row: row["correct"]))
-    print(format_table([agreement]))
     wrong_labels = {*PUBLISHED_PARSE_ERRORS, *FACTOR_100_ERRORS} - {"gsm8k-test-504 Meta-Llama-3-8B-Instruct"}
     assert {*agreement.false_positives, *agreement.false_negatives} == wrong_labels
 
