@@ -4,10 +4,10 @@ Pairs share prompts and completions; completions have 1 to 60 tokens, and some b
 policy's (so no pair is at ln 2), and the third batch is incomplete. Each world of ranks goes through its layouts in
 turn, in fp32.
 
-How tightly: losses and gradients agree to fp32's rounding in another order of sums. Of the weights, 6e-6 is left after
-five steps: Adam divides each gradient by its own size, so an element whose gradient is near 0 moves by up to the
-learning rate (1e-3) whatever that size, and rounding that is small beside the tensor's gradient is not small beside
-that element's: the worst is off by 2.4e-5, which is 2e-4 of the way that its tensor went.
+How tightly: losses and gradients agree to fp32's rounding in another order of sums. Weights after five steps agree to
+5e-6, and the way that they went to 2e-4: Adam divides each gradient by its own size, so an element whose gradient is
+near 0 moves by up to the learning rate (1e-3) whatever that size, and rounding that is small beside the tensor's
+gradient is not small beside that element's. No element is off by more than 2e-5.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from irpo_nemo.config import LossConfig
 from irpo_nemo.records import PreferencePair
 from tests.distributed.probes import export_gradients, gathered_logits
 from tests.distributed.ranks import run_on_ranks
@@ -95,7 +94,7 @@ def train(root: Path, model: str, layout: Layout) -> list[dict[str, float]]:
     )
     policy = load_policy(config, config.training, root / model, num_examples=NUM_PAIRS)
     policy.prepare_for_training()
-    batches = batches_of(make_pairs_that_share(NUM_PAIRS), policy)
+    batches = batches_of(make_pairs_that_share(NUM_PAIRS, seed=1), policy)
     metrics = []
     for step in range(5):
         policy.training_step(batches[step], step)
@@ -171,14 +170,8 @@ def test_losses_of_five_steps_are_the_same(trained: Trained, layout: str, model:
 @pytest.mark.parametrize("model", MODEL_NAMES)
 @pytest.mark.parametrize("layout", OTHERS)
 def test_metrics_of_the_first_step_are_the_same(trained: Trained, layout: str, model: str) -> None:
-    """A reward is beta times a small difference of log-probs, so its rounding is as large as theirs times beta."""
     found, expected = (trained.metrics[f"{name}/{model}"][0] for name in (layout, "one"))
-    largest = max(abs(expected["logprob/chosen"]), abs(expected["logprob/rejected"]))
-    rewards = [name for name in expected if name.startswith("reward/") and name != "reward/accuracy"]
-    for name in rewards:
-        assert found[name] == pytest.approx(expected[name], abs=1e-6 * LossConfig().beta * largest), name
-    others = expected.keys() - set(rewards)
-    assert {name: found[name] for name in others} == pytest.approx({name: expected[name] for name in others}, rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
@@ -199,9 +192,9 @@ def test_weights_after_five_steps_are_the_same(trained: Trained, layout: str, mo
     found, expected = (trained.tensors(name, model, "weights") for name in (layout, "one"))
     initial = load_file(trained.root / model / "model.safetensors")
     for name in expected:
-        assert relative_error(found[name], expected[name]) < 1e-5, name
-        assert largest_error(found[name], expected[name]) < 5e-5, name
-        assert relative_error(found[name] - initial[name], expected[name] - initial[name]) < 5e-4, name
+        assert relative_error(found[name], expected[name]) < 5e-6, name
+        assert largest_error(found[name], expected[name]) < 2e-5, name
+        assert relative_error(found[name] - initial[name], expected[name] - initial[name]) < 2e-4, name
 
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
