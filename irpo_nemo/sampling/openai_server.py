@@ -5,7 +5,6 @@ Prompts go as token ids, one request a completion with its own seed. Servers of 
 M_t already; with `sampler.server.command` a server is started here for the stage and ended with it.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.sampling.background import BackgroundLoop
 from irpo_nemo.sampling.dialects import DIALECTS, Dialect
 from irpo_nemo.sampling.endings import read_stop_ids
-from irpo_nemo.sampling.ordering import order_for_reuse
+from irpo_nemo.sampling.ordering import complete_all
 from irpo_nemo.sampling.sampler import Completion, SamplingRequest
 from irpo_nemo.sampling.server_process import start_server
 from irpo_nemo.tokenization import load_tokenizer
@@ -91,21 +90,8 @@ class OpenAIServerSampler:
         return ServerPool(base_urls, config=self._config, api_key=api_key, in_flight=self.window)
 
     async def _generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
-        completions: list[Completion | None] = [None] * len(requests)
         homes: dict[str, Server] = {}
-        places = iter(order_for_reuse(requests))
-
-        async def work() -> None:
-            for place in places:
-                completions[place] = await self._complete(requests[place], homes)
-
-        workers = [asyncio.ensure_future(work()) for _ in range(min(self.window, len(requests)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-        return [completion for completion in completions if completion is not None]
+        return await complete_all(requests, lambda request: self._complete(request, homes), window=self.window)
 
     async def _complete(self, request: SamplingRequest, homes: "dict[str, Server]") -> Completion:
         body = self._body(request)

@@ -1,8 +1,29 @@
-"""The order in which requests go to an engine that keeps the keys and values of prompts it has read."""
+"""Many requests at once, in the order that suits an engine that keeps the keys and values of prompts it has read."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
-from irpo_nemo.sampling.sampler import SamplingRequest
+from irpo_nemo.sampling.sampler import Completion, SamplingRequest
+
+
+async def complete_all(
+    requests: Sequence[SamplingRequest], complete: Callable[[SamplingRequest], Awaitable[Completion]], *, window: int
+) -> list[Completion]:
+    """Complete every request, at most `window` at a time; an exception of one cancels the others."""
+    completions: dict[int, Completion] = {}
+    places = iter(order_for_reuse(requests))
+
+    async def work() -> None:
+        for place in places:
+            completions[place] = await complete(requests[place])
+
+    workers = [asyncio.ensure_future(work()) for _ in range(min(window, len(requests)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+    return [completions[place] for place in range(len(requests))]
 
 
 def order_for_reuse(requests: Sequence[SamplingRequest]) -> list[int]:

@@ -23,7 +23,7 @@ from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.sampling.background import BackgroundLoop
 from irpo_nemo.sampling.endings import close_completion, read_stop_ids
 from irpo_nemo.sampling.engine_process import EngineLost, EngineProcess
-from irpo_nemo.sampling.ordering import order_for_reuse
+from irpo_nemo.sampling.ordering import complete_all
 from irpo_nemo.sampling.sampler import Completion, SamplingRequest
 from irpo_nemo.tokenization import load_tokenizer
 
@@ -106,21 +106,12 @@ class TensorRTLLMSampler:
         ]
 
     async def _generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
-        completions: list[Completion | None] = [None] * len(requests)
         homes: dict[str, _Engine] = {}
-        places = iter(order_for_reuse(requests))
 
-        async def work() -> None:
-            for place in places:
-                completions[place] = await self._complete(requests[place], self._home_of(requests[place], homes))
+        async def complete(request: SamplingRequest) -> Completion:
+            return await self._complete(request, self._home_of(request, homes))
 
-        workers = [asyncio.ensure_future(work()) for _ in range(min(self.window, len(requests)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-        return [completion for completion in completions if completion is not None]
+        return await complete_all(requests, complete, window=self.window)
 
     def _home_of(self, request: SamplingRequest, homes: dict[str, _Engine]) -> _Engine:
         """The engine of the problem; a new problem goes where there is least to do."""
