@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import irpo_nemo
-from irpo_nemo.config import GradingConfig, IRPOConfig, ParallelConfig, load_config
+from irpo_nemo.config import GradingConfig, IRPOConfig, ParallelConfig
+from irpo_nemo.config_files import load_config
 from irpo_nemo.errors import ConfigError, IRPOError
 from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launcher, send_failure
 from irpo_nemo.model_shape import find_model_mistakes, read_hf_config

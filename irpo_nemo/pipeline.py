@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from irpo_nemo.artifacts import digest_of, hash_file, read_manifest
-from irpo_nemo.config import IRPOConfig, check_relations, value_at
+from irpo_nemo.config import IRPOConfig, value_at
+from irpo_nemo.config_checks import check_relations
 from irpo_nemo.errors import ArtifactError, ConfigError, DataError
 from irpo_nemo.model_shape import find_model_mistakes
 from irpo_nemo.run_folder import RunFolder

@@ -14,6 +14,8 @@ FLOORS = {
     "errors": 0,
     "records": 0,
     "config": 1,
+    "config_checks": 1.2,
+    "config_files": 1.3,
     "run_folder": 1,
     "artifacts": 1,
     "model_shape": 1.5,

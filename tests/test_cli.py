@@ -52,7 +52,7 @@ def started_run(tmp_path: Path) -> Path:
     """A run folder whose first steps are done."""
     config = make_config(tmp_path)
     finish_until(config, "iteration 0 sample")
-    from irpo_nemo.config import dump_config
+    from irpo_nemo.config_files import dump_config
 
     (tmp_path / "quickstart/config.yaml").write_text(dump_config(config))
     return tmp_path / "quickstart"

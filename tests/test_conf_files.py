@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from irpo_nemo.config import CONFIG_GROUPS, check_relations, config_names, config_root, load_config
+from irpo_nemo.config_checks import check_relations
+from irpo_nemo.config_files import CONFIG_GROUPS, config_names, config_root, load_config
 
 NEEDED = {
     "arc_challenge": ["model.path=/models/llama"],

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from irpo_nemo.artifacts import Manifest, write_manifest
-from irpo_nemo.config import IRPOConfig, load_config
+from irpo_nemo.config import IRPOConfig
+from irpo_nemo.config_files import load_config
 from irpo_nemo.errors import ArtifactError, ConfigError
 from irpo_nemo.pipeline import Step, find_step, model_of, plan, refuse_changes, splits_of
 

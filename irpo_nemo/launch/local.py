@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from irpo_nemo.artifacts import read_manifest, write_json, write_text
-from irpo_nemo.config import IRPOConfig, dump_config
+from irpo_nemo.config import IRPOConfig
+from irpo_nemo.config_files import dump_config
 from irpo_nemo.launch.children import Interrupted, run_children
 from irpo_nemo.launch.display import Display, summarize
 from irpo_nemo.launch.environment import describe_environment

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from irpo_nemo.artifacts import read_json, read_manifest
-from irpo_nemo.config import load_config
+from irpo_nemo.config_files import load_config
 from irpo_nemo.run_folder import IterationFolder, RunFolder
 
 _CURVES = (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from irpo_nemo.artifacts import read_json, read_parts, read_records
-from irpo_nemo.config import load_config
+from irpo_nemo.config_files import load_config
 from irpo_nemo.records import Candidate, GradedCandidate, PreferencePair
 from irpo_nemo.tasks import load_task
 from irpo_nemo.tokenization import decode, load_tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from irpo_nemo.config import load_config
+from irpo_nemo.config_files import load_config
 from irpo_nemo.model_zero import make_initial_model
 from irpo_nemo.run_folder import RunFolder
 

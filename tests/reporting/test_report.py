@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from irpo_nemo.artifacts import Manifest, part_path, write_json, write_manifest, write_records, write_text
-from irpo_nemo.config import dump_config, load_config
+from irpo_nemo.config_files import dump_config, load_config
 from irpo_nemo.metrics import evaluate
 from irpo_nemo.records import Candidate, GradedCandidate
 from irpo_nemo.reporting.results import collect_results, read_results

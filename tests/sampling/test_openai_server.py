@@ -315,7 +315,7 @@ def test_a_wrong_path_or_key_is_an_error_at_once(server: CompletionServer, model
     ],
 )
 def test_mistakes_are_found_before_anything_starts(change: Callable[[ServerConfig], None], mistake: str) -> None:
-    from irpo_nemo.config import check_relations
+    from irpo_nemo.config_checks import check_relations
 
     config = make_server_config()
     config.sft.enabled = True

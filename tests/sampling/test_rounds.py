@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from irpo_nemo.artifacts import list_parts, read_manifest, read_parts, read_records, write_records
-from irpo_nemo.config import IRPOConfig, check_relations
+from irpo_nemo.config import IRPOConfig
+from irpo_nemo.config_checks import check_relations
 from irpo_nemo.errors import ArtifactError
 from irpo_nemo.records import Candidate, Problem, Verdict
 from irpo_nemo.run_folder import RunFolder

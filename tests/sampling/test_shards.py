@@ -11,7 +11,8 @@ import pytest
 
 from irpo_nemo.artifacts import list_parts, part_path, read_manifest, read_parts, write_records
 from irpo_nemo.cli import main
-from irpo_nemo.config import IRPOConfig, dump_config
+from irpo_nemo.config import IRPOConfig
+from irpo_nemo.config_files import dump_config
 from irpo_nemo.errors import ArtifactError, ConfigError
 from irpo_nemo.pipeline import find_step
 from irpo_nemo.records import Candidate
@@ -106,7 +107,7 @@ KILLER = """
 import json, os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
-from irpo_nemo.config import load_config
+from irpo_nemo.config_files import load_config
 from irpo_nemo.pipeline import model_of
 from irpo_nemo.sampling import open_sampler
 from irpo_nemo.sampling.parts import Shard

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from irpo_nemo.artifacts import list_parts, read_parts
-from irpo_nemo.config import ENGINE_OPTIONS, IRPOConfig, TensorRTLLMConfig, check_relations, dump_config
+from irpo_nemo.config import ENGINE_OPTIONS, IRPOConfig, TensorRTLLMConfig
+from irpo_nemo.config_checks import check_relations
+from irpo_nemo.config_files import dump_config
 from irpo_nemo.errors import ConfigError, MachineError
 from irpo_nemo.records import Candidate
 from irpo_nemo.sampling import Completion, SamplingRequest, open_sampler
@@ -326,7 +328,7 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
 SAMPLE = """
 import sys
 from pathlib import Path
-from irpo_nemo.config import load_config
+from irpo_nemo.config_files import load_config
 from irpo_nemo.sampling import open_sampler
 from irpo_nemo.sampling.parts import sample_split
 from irpo_nemo.tasks import load_task

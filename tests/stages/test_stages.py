@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from irpo_nemo.artifacts import list_parts, part_path, read_json, read_manifest, read_parts, read_records, write_records
-from irpo_nemo.config import IRPOConfig, load_config
+from irpo_nemo.config import IRPOConfig
+from irpo_nemo.config_files import load_config
 from irpo_nemo.errors import ArtifactError, ConfigError, MachineError
 from irpo_nemo.grading import GRADERS
 from irpo_nemo.pipeline import find_step

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from irpo_nemo.config import IRPOConfig, ModelConfig, TaskConfig, check_relations
+from irpo_nemo.config import IRPOConfig, ModelConfig, TaskConfig
+from irpo_nemo.config_checks import check_relations
 from irpo_nemo.tasks import load_task
 from tests.tasks.files import error_of, make_task, write_rows
 
