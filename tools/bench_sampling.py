@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the launcher sets it
 import torch
 import transformers
 
-from irpo_nemo.config import load_config
+from irpo_nemo.config_files import load_config
 from irpo_nemo.sampling import SamplingRequest, open_sampler
 from irpo_nemo.sampling.transformers import stop_token_ids
 from irpo_nemo.tasks import load_task
