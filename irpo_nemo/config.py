@@ -8,10 +8,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 ROW_MULTIPLE = 8
 """Rows of a micro batch are padded to a multiple of this, so that sequence parallel can split them."""
