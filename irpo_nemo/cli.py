@@ -161,7 +161,7 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def _plan(parsed: argparse.Namespace) -> None:
-    from irpo_nemo.launch.status import print_plan
+    from irpo_nemo.launch.plan import print_plan
 
     config = _load_checked(parsed)
     steps = plan(config)

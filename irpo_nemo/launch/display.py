@@ -1,7 +1,7 @@
 """What a person sees while stages run: lines that stay, and below them, in a terminal, a bar for the step at work."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 _REFRESH_SECONDS = 1.0
+_STYLES = {"done": "green", "running": "bold cyan", "failed": "bold red", "stale": "yellow", "interrupted": "yellow"}
 
 
 class Display:
@@ -74,3 +75,23 @@ def summarize(manifest: Manifest) -> str:
     seconds = manifest.seconds["total"]
     facts = [str(fact) for fact in manifest.counts.get("summary", [])]
     return ", ".join([*facts, f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"])
+
+
+def print_table(columns: Iterable[str], rows: Iterable[tuple[str, ...]], *, title: str) -> None:
+    """A rich table in a terminal; aligned plain lines where the output is a file."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if console.is_terminal:
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        console.print(table)
+        return
+    rows = list(rows)
+    print(title)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

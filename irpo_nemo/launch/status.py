@@ -1,26 +1,14 @@
-"""`irpo plan` and `irpo status` on the terminal."""
+"""`irpo status` on the terminal."""
 
-from collections.abc import Iterable
-
-from irpo_nemo.artifacts import read_json, read_manifest
+from irpo_nemo.artifacts import read_json
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.launch.children import failure_path
-from irpo_nemo.launch.display import summarize
+from irpo_nemo.launch.display import print_table
 from irpo_nemo.launch.lock import is_locked
+from irpo_nemo.launch.plan import count_done, describe_done
 from irpo_nemo.launch.progress import read_last_metrics, read_progress
 from irpo_nemo.pipeline import Step, plan
 from irpo_nemo.run_folder import RunFolder, TrainFolder
-
-_STYLES = {"done": "green", "running": "bold cyan", "failed": "bold red", "stale": "yellow", "interrupted": "yellow"}
-
-
-def print_plan(config: IRPOConfig, steps: list[Step]) -> None:
-    """The steps of a run, what each takes, and its state."""
-    rows = [
-        (step.title, str(step.ranks), step.state, step.reason if step.state != "done" else _summary(step))
-        for step in steps
-    ]
-    _print_table(("step", "processes", "state", ""), rows, title=f"{config.run_folder}: {_count(steps)}")
 
 
 def print_status(config: IRPOConfig) -> None:
@@ -33,11 +21,11 @@ def print_status(config: IRPOConfig) -> None:
         state: str = step.state
         about = step.reason
         if step.state == "done":
-            about = _summary(step)
+            about = describe_done(step)
         elif step is current:
             state, about = _examine_current(config, step, is_running)
         rows.append((step.title, state, about))
-    _print_table(("step", "state", ""), rows, title=f"{config.run_folder}: {_count(steps)}")
+    print_table(("step", "state", ""), rows, title=f"{config.run_folder}: {count_done(steps)}")
     _print_last_metrics(config, steps)
 
 
@@ -57,16 +45,6 @@ def _read_failure(folder: RunFolder, step: Step) -> str | None:
     return str(read_json(path)["message"]).strip().splitlines()[-1] if path.exists() else None
 
 
-def _summary(step: Step) -> str:
-    manifest = read_manifest(step.manifest)
-    return summarize(manifest) if manifest else ""
-
-
-def _count(steps: list[Step]) -> str:
-    done = sum(step.state == "done" for step in steps)
-    return f"{done} of {len(steps)} steps are done" if done < len(steps) else f"all {done} steps are done"
-
-
 def _print_last_metrics(config: IRPOConfig, steps: list[Step]) -> None:
     folder = RunFolder(config.run_folder)
     trained: list[tuple[str, TrainFolder]] = []
@@ -84,23 +62,3 @@ def _print_last_metrics(config: IRPOConfig, steps: list[Step]) -> None:
 
 def _short(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-def _print_table(columns: Iterable[str], rows: Iterable[tuple[str, ...]], *, title: str) -> None:
-    """A rich table in a terminal; aligned plain lines where the output is a file."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    if console.is_terminal:
-        table = Table(*columns, title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-        console.print(table)
-        return
-    rows = list(rows)
-    print(title)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
