@@ -5,7 +5,8 @@ once.
     tools/bench_client.py --completions 1000000 --json client.json
 
 The server is a bare asyncio protocol in processes of its own (`--servers`), which reads a request's length and sends
-canned token ids; so what is measured is one client process: its JSON, HTTP, tasks and endings. Requests come in parts,
+canned token ids; so what is measured is one client process: its JSON, HTTP, tasks and endings. The client keeps to the
+first processor core and the servers to the others, where there are others. Requests come in parts,
 as the sample stage sends them, and nothing is kept of a part that is done. Memory is the resident memory after each
 tenth of the completions; the growth is from the second tenth to the last.
 """
@@ -84,12 +85,16 @@ def main() -> None:
         model_folder = Path(folder) / "model"
         config = make_config(options)
         make_initial_model(config, model_folder)
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[1:] or cores)
         ports = [start_server(str(model_folder), options.tokens) for _ in range(options.servers)]
+        os.sched_setaffinity(0, cores[:1])
         config.sampler.server = ServerConfig(base_urls=[f"http://127.0.0.1:{port}/v1" for port in ports])
         report = measure(open_sampler(config, model_folder), options)
     report = {
         "command": " ".join(sys.argv),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load_average": os.getloadavg(),
         "aiohttp": version("aiohttp"),
         **report,
     }
