@@ -76,8 +76,8 @@ class IterationFolder:
         return self.root / "samples" / split
 
     def sampling_statistics(self, split: str) -> Path:
-        """A line of JSON for each part drawn; beside the parts, whose digest must not depend on times."""
-        return self.root / "samples" / f"{split}.jsonl"
+        """A JSON file for each part drawn; beside the parts, whose digest must not depend on times."""
+        return self.root / "samples" / f"{split}.statistics"
 
     def graded(self, split: str) -> Path:
         """The folder of Parquet parts, one for each part of `samples(split)`."""

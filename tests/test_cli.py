@@ -1,5 +1,6 @@
 """The `irpo` command as a person meets it: start-up, exit codes, one line a mistake."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from irpo_nemo.artifacts import write_json
 from irpo_nemo.launch.lock import hold_lock
+from tests.sampling.test_parts import make_statistics
 from tests.test_pipeline import PINNED, finish_until, make_config, with_own_model
 
 HEAVY = (
@@ -155,14 +158,19 @@ def test_status_tells_why_a_step_failed(started_run: Path) -> None:
 def test_status_shows_progress_and_the_last_metrics(started_run: Path) -> None:
     iteration = started_run / "iteration_00"
     (iteration / "samples/train").mkdir(parents=True)
-    (iteration / "samples/train/part-00000.parquet").write_bytes(b"")
+    for shard in (0, 1):
+        (iteration / f"samples/train/part-0000{shard}.parquet").write_bytes(b"")
+        write_json(
+            iteration / f"samples/train.statistics/part-0000{shard}.json",
+            dataclasses.asdict(make_statistics(finished_at=100.0, seconds=50.0, tokens=3000)),
+        )
     (iteration / "sample.started.json").write_text("{}")
     (started_run / "m0/train").mkdir()
     (started_run / "m0/train/metrics.jsonl").write_text(
         '{"step": 7, "loss/total": 1.23456, "mfu": null}\n{"step": 8, "lo'
     )
     done = irpo("status", str(started_run))
-    assert "iteration 0 sample  interrupted  1/8 parts" in done.stdout
+    assert "iteration 0 sample  interrupted  20/10800 candidates, 120 tokens/s, 7.5 h left" in done.stdout
     assert done.stdout.splitlines()[-1] == "last metrics (sft): step 7, loss/total 1.235"
 
 

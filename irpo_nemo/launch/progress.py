@@ -12,7 +12,9 @@ from typing import Any
 from irpo_nemo.artifacts import list_parts
 from irpo_nemo.config import IRPOConfig, TrainingConfig
 from irpo_nemo.pipeline import EVALUATION_SPLIT, TRAINING_SPLIT, Split, Step, splits_of
-from irpo_nemo.run_folder import RunFolder, TrainFolder
+from irpo_nemo.run_folder import IterationFolder, RunFolder, TrainFolder
+from irpo_nemo.sampling.part_statistics import PartStatistics, measure_speed, read_statistics
+from irpo_nemo.sampling.split_settings import SplitSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,10 @@ def read_progress(config: IRPOConfig, step: Step) -> Progress | None:
     if step.stage == "train":
         return _training_progress(iteration.train, count_steps(count_rows(iteration.pairs), config.training))
     splits = splits_of(config, step.iteration)
-    sampled = sum(len(list_parts(iteration.samples(split))) for split in splits)
     if step.stage == "sample":
-        return Progress(done=sampled, total=count_sample_parts(config, splits), unit="parts")
+        return _sampling_progress(iteration, splits, total=count_candidates(config, step.iteration))
     if step.stage == "grade":
+        sampled = sum(len(list_parts(iteration.samples(split))) for split in splits)
         graded = sum(len(list_parts(iteration.graded(split))) for split in splits)
         return Progress(done=graded, total=sampled, unit="parts")
     return None
@@ -81,10 +83,33 @@ def count_steps(num_examples: int, training: TrainingConfig) -> int:
     return steps if training.max_steps is None else min(steps, training.max_steps)
 
 
-def count_sample_parts(config: IRPOConfig, splits: Iterable[Split]) -> int:
-    """Parts that the sample stage writes for these problem sets."""
+def count_candidates(config: IRPOConfig, iteration: int) -> int:
+    """Completions that the sample stage may draw, gold solutions aside."""
     from irpo_nemo.tasks import load_task
 
     task = load_task(config)
     sizes = {EVALUATION_SPLIT: len(task.test_problems()), TRAINING_SPLIT: len(task.train_problems())}
-    return sum(math.ceil(sizes[split] / config.sampler.problems_per_part) for split in splits)
+    return sum(
+        sizes[split] * SplitSettings.of(config, iteration=iteration, split=split, model_hash="").completions_per_problem
+        for split in splits_of(config, iteration)
+    )
+
+
+def _sampling_progress(iteration: IterationFolder, splits: Iterable[Split], *, total: int) -> Progress:
+    """Of all shards: what their finished parts hold, and how fast the last ones were drawn."""
+    parts: list[PartStatistics] = []
+    for split in splits:
+        parts += read_statistics(iteration.sampling_statistics(split), iteration.samples(split))
+    done = sum(part.completions + part.spared for part in parts)
+    speed = measure_speed(parts)
+    detail = ""
+    if speed is not None:
+        left = max(total - done, 0) / speed.completions_per_second
+        detail = f"{speed.tokens_per_second:.0f} tokens/s, {_describe_duration(left)} left"
+    return Progress(done=done, total=total, unit="candidates", detail=detail)
+
+
+def _describe_duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -8,7 +8,7 @@ from irpo_nemo.artifacts import list_parts, read_records
 from irpo_nemo.records import Candidate, GradedCandidate
 from irpo_nemo.reporting.plots import plot_accuracy, plot_curves
 from irpo_nemo.reporting.results import read_metrics
-from irpo_nemo.reporting.table import make_rows
+from irpo_nemo.reporting.table import make_rows, percent
 from irpo_nemo.run_folder import IterationFolder, RunFolder
 
 _NUM_EXAMPLES = 6
@@ -45,6 +45,12 @@ def _make_accuracy(results: dict[str, Any]) -> list[str]:
 def _make_iteration(folder: IterationFolder, entry: dict[str, Any]) -> list[str]:
     index = entry["iteration"]
     body = [f"<h2>M_{index}</h2>"]
+    if (candidates := entry["candidates"]) and candidates["drawn"] < candidates["possible"]:
+        spared = 1 - candidates["drawn"] / candidates["possible"]
+        body.append(
+            f"<p>Rounds drew {candidates['drawn']} of {candidates['possible']} candidates, which spared "
+            f"{percent(spared)}.</p>"
+        )
     if entry["pairs"]:
         without = sum(entry["pairs"]["num_problems_without_pairs"].values())
         body.append(

@@ -66,6 +66,7 @@ def _collect_iteration(index: int, folder: IterationFolder) -> dict[str, Any]:
         "num_pairs": pairs["num_pairs"] if pairs else None,
         "pairs": pairs,
         "loss": _first_and_last(metrics),
+        "candidates": _count_candidates(folder),
         "seconds": _collect_seconds(folder),
         "tokens": _collect_tokens(folder),
     }
@@ -110,6 +111,13 @@ def _collect_seconds(folder: IterationFolder) -> dict[str, float]:
         seconds |= {part: value for part, value in manifest.seconds.items() if part != "total"}
         seconds["train_stage"] = manifest.seconds["total"]
     return seconds
+
+
+def _count_candidates(folder: IterationFolder) -> dict[str, int] | None:
+    """Training candidates drawn, and those that rounds could have drawn; None for M_T."""
+    manifest = read_manifest(folder.manifest("sample"))
+    counts = manifest.counts["splits"].get("train") if manifest else None
+    return {"drawn": counts["completions"], "possible": counts["completions"] + counts["spared"]} if counts else None
 
 
 def _collect_tokens(folder: IterationFolder) -> dict[str, int]:

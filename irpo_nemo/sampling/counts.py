@@ -1,9 +1,7 @@
-"""What sampling came to: counts of a split for the manifest, and a line of statistics for each part."""
+"""What sampling came to, in numbers for the manifest."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from irpo_nemo.records import Candidate
 
@@ -58,26 +56,3 @@ def count_duplicates(candidates: Iterable[Candidate]) -> int:
     """Samples whose token ids another sample of the same problem had first."""
     samples = [candidate for candidate in candidates if candidate.kind == "sample" and candidate.token_ids]
     return len(samples) - len({(candidate.problem_id, tuple(candidate.token_ids)) for candidate in samples})
-
-
-def append_statistics(
-    path: Path, part: int, candidates: Sequence[Candidate], *, num_wanted: int, seconds: float
-) -> None:
-    """Add a line of JSON with the speed and the make-up of one part."""
-    counts = SamplingCounts(seconds=seconds)
-    counts.add(candidates, num_wanted=num_wanted, resumed=False)
-    line = {
-        "part": part,
-        "problems": counts.problems,
-        "completions": counts.completions,
-        "tokens": counts.tokens,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(counts.tokens_per_second, 1),
-        "problems_per_second": round(counts.problems / seconds, 3),
-        "truncated_share": round(counts.truncated_share, 4),
-        "duplicates": counts.duplicates,
-        "failed": counts.failed,
-        "spared": counts.spared,
-    }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")

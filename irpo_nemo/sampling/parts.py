@@ -27,8 +27,9 @@ from irpo_nemo.artifacts import list_parts, part_path, read_json, write_json, wr
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import ArtifactError, MachineError
 from irpo_nemo.records import Candidate, Problem
-from irpo_nemo.sampling.counts import SamplingCounts, append_statistics
+from irpo_nemo.sampling.counts import SamplingCounts
 from irpo_nemo.sampling.part import Part, make_candidates, plan_part, problems_of, read_part
+from irpo_nemo.sampling.part_statistics import write_statistics
 from irpo_nemo.sampling.rounds import Judge, StopRule, draw_in_rounds
 from irpo_nemo.sampling.sampler import Completion, Sampler, SamplingRequest
 from irpo_nemo.sampling.split_settings import Split, SplitSettings
@@ -91,7 +92,7 @@ def sample_split(
         folder: Of the parts.
         model_hash: Of the model that the sampler holds (`artifacts.hash_model_folder`).
         shard: Which parts; all of them by default, which also proves that `folder` holds those and no others.
-        statistics: Gets a line of JSON with the speed of each part drawn.
+        statistics: Folder that gets the speed and the make-up of each part drawn.
         on_progress: Told after each part.
         open_judge: Called when candidates are drawn in rounds.
 
@@ -163,10 +164,10 @@ def _draw_and_write(
     completions = draw(part)
     candidates = make_candidates(part.requests, completions, part.golds, model_hash)
     _refuse_many_failures(part, list(completions.values()), config)
-    write_records(part.path, candidates, Candidate)
     if statistics is not None:
         seconds = time.perf_counter() - began
-        append_statistics(statistics, part.number, candidates, num_wanted=len(part.requests), seconds=seconds)
+        write_statistics(statistics, part.path, candidates, num_wanted=len(part.requests), seconds=seconds)
+    write_records(part.path, candidates, Candidate)
     return candidates
 
 

@@ -19,6 +19,7 @@ from irpo_nemo.metrics import Evaluation, evaluate
 from irpo_nemo.pipeline import EVALUATION_SPLIT, Split, splits_of
 from irpo_nemo.records import Candidate, GradedCandidate, Problem
 from irpo_nemo.run_folder import IterationFolder, RunFolder
+from irpo_nemo.sampling.part_statistics import add_verdicts
 from irpo_nemo.stages.frame import StageResult
 from irpo_nemo.tasks import Task, load_task
 
@@ -68,6 +69,7 @@ def _grade_parts(
         graded = list(_grade_candidates(pool, by_id, read_records(part, Candidate), audit=audit))
         if split == EVALUATION_SPLIT:
             graded = _classify_samples(pool, graded)
+        add_verdicts(folder.sampling_statistics(split), part, graded)
         write_records(target, graded, GradedCandidate)
 
 
@@ -126,8 +128,10 @@ def _count_verdicts(graded: Path) -> Counts:
 def _summarize(iteration: int, evaluation: Evaluation, verdicts: Mapping[str, Counts]) -> list[str]:
     low, high = evaluation.accuracy_ci95
     summary = [f"M_{iteration} accuracy {evaluation.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"]
-    num_errors = sum(counter.get("error", 0) for kinds in verdicts.values() for counter in kinds.values())
-    if num_errors:
+    sampled = [counter for kinds in verdicts.values() for kind, counter in kinds.items() if kind != "gold"]
+    if num_unparsable := sum(counter.get("unparsable", 0) for counter in sampled):
+        summary.append(f"{num_unparsable / sum(sum(counter.values()) for counter in sampled):.1%} unparsable")
+    if num_errors := sum(counter.get("error", 0) for counter in sampled):
         summary.append(f"{num_errors} answers that the grader failed on")
     return summary
 

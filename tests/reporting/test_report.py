@@ -59,7 +59,8 @@ def run(tmp_path: Path) -> RunFolder:
         write_records(part_path(iteration.samples("test"), 0), candidates, Candidate)
         write_records(part_path(iteration.graded("test"), 0), grades, GradedCandidate)
         write_json(iteration.evaluation, evaluate(grades).to_json())
-        write_stage(iteration, "sample", {"tokens": 123}, load=1.0)
+        splits = {"train": {"completions": 30, "spared": 10}} if index == 0 else {}
+        write_stage(iteration, "sample", {"tokens": 123, "splits": splits}, load=1.0)
         verdicts: dict[str, Any] = {"test": {}}
         if index == 0:
             verdicts["train"] = {"sample": {"correct": 1, "wrong": 3}}
@@ -100,6 +101,8 @@ def test_results_have_the_keys_that_others_rely_on(run: RunFolder) -> None:
         "sample": 2.0, "grade": 2.0, "pair": 2.0, "reference": 0.5, "train": 1.0, "export": 0.25, "train_stage": 2.0
     }  # fmt: skip
     assert first["tokens"] == {"sampled": 123}
+    assert (first["candidates"], last["candidates"]) == ({"drawn": 30, "possible": 40}, None)
+    assert "<p>Rounds drew 30 of 40 candidates, which spared 25.0%.</p>" in run.page.read_text()
     assert last["accuracy"] == pytest.approx(0.6)
     assert (last["num_pairs"], last["loss"], last["train_sample_accuracy"]) == (None, None, None)
 

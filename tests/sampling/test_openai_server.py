@@ -14,6 +14,7 @@ from irpo_nemo.config import IRPOConfig, ServerConfig
 from irpo_nemo.errors import IRPOError, MachineError
 from irpo_nemo.records import Candidate
 from irpo_nemo.sampling import Completion, SamplingRequest, open_sampler
+from irpo_nemo.sampling.part_statistics import read_statistics
 from irpo_nemo.sampling.parts import sample_split
 from irpo_nemo.tasks import load_task
 from irpo_nemo.tokenization import load_tokenizer
@@ -338,14 +339,14 @@ def test_parts_from_a_server_are_whole(server: CompletionServer, model_folder: P
         split="train",
         folder=tmp_path,
         model_hash="a" * 64,
-        statistics=tmp_path.with_suffix(".jsonl"),
+        statistics=tmp_path / "statistics",
     )
     sampler.close()
     ids = [made.candidate_id for made in read_parts(tmp_path, Candidate)]
     problems = [problem.problem_id for problem in load_task(config).train_problems()]
     assert ids == [f"{p}/sample/{i}" for p in problems for i in range(3)]
     assert (counts.completions, counts.failed) == (30, 0)
-    assert len(tmp_path.with_suffix(".jsonl").read_text().splitlines()) == 3
+    assert len(read_statistics(tmp_path / "statistics", tmp_path)) == 3
 
 
 def make_command(folder: Path) -> IRPOConfig:

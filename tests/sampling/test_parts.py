@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from irpo_nemo.errors import ArtifactError, MachineError
 from irpo_nemo.records import Candidate
 from irpo_nemo.sampling import Completion, Sampler, SamplingRequest, open_sampler
 from irpo_nemo.sampling.counts import SamplingCounts
+from irpo_nemo.sampling.part_statistics import PartStatistics, Speed, measure_speed, read_statistics
 from irpo_nemo.sampling.parts import WHOLE, Shard, sample_split
 from irpo_nemo.sampling.split_settings import Split, SplitSettings, derive_seed
 from irpo_nemo.tasks import load_task
@@ -299,14 +299,42 @@ def test_equal_samples_of_a_problem_are_counted(sample: Sample, tmp_path: Path) 
     assert sample(tmp_path, config=config).duplicates == 20
 
 
-def test_each_part_leaves_a_line_of_statistics(sample: Sample, tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
-    counts = sample(tmp_path / "train", statistics=path)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["part"] for line in lines] == [0, 1, 2]
-    assert [line["problems"] for line in lines] == [4, 4, 2]
-    assert sum(line["tokens"] for line in lines) == counts.tokens
-    assert all(line["tokens_per_second"] > 0 and line["problems_per_second"] > 0 for line in lines)
+def test_each_part_has_statistics(sample: Sample, tmp_path: Path) -> None:
+    folder = tmp_path / "statistics"
+    counts = sample(tmp_path / "train", statistics=folder)
+    parts = read_statistics(folder, tmp_path / "train")
+    assert [part.problems for part in parts] == [4, 4, 2]
+    assert [part.completions for part in parts] == [12, 12, 6]
+    assert sum(part.tokens for part in parts) == counts.tokens
+    assert all(part.tokens_per_second > 0 and part.problems_per_second > 0 for part in parts)
+    list_parts(tmp_path / "train")[0].unlink()
+    assert [part.problems for part in read_statistics(folder, tmp_path / "train")] == [4, 2]
+
+
+def make_statistics(*, finished_at: float, seconds: float, tokens: int = 100, spared: int = 0) -> PartStatistics:
+    return PartStatistics(
+        problems=1,
+        completions=10 - spared,
+        spared=spared,
+        failed=0,
+        duplicates=0,
+        truncated_share=0.0,
+        tokens=tokens,
+        seconds=seconds,
+        finished_at=finished_at,
+        tokens_per_second=tokens / seconds,
+        problems_per_second=1 / seconds,
+    )
+
+
+def test_the_speed_is_that_of_all_shards_while_they_work() -> None:
+    two_shards = [make_statistics(finished_at=end, seconds=10.0) for end in (10.0, 10.0, 20.0, 20.0)]
+    assert measure_speed(two_shards) == Speed(completions_per_second=2.0, tokens_per_second=20.0)
+    after_a_night = [*two_shards, make_statistics(finished_at=50_000.0, seconds=20.0, tokens=400, spared=5)]
+    assert measure_speed(after_a_night) == Speed(completions_per_second=1.25, tokens_per_second=20.0)
+    long_gone = [make_statistics(finished_at=1.0, seconds=1.0, tokens=9999)]
+    assert measure_speed(long_gone + two_shards * 8) == measure_speed(two_shards * 8)
+    assert measure_speed([]) is None
 
 
 def test_shards_draw_their_own_parts_and_together_all(sample: Sample, tmp_path: Path) -> None:

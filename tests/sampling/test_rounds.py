@@ -10,9 +10,10 @@ from irpo_nemo.artifacts import list_parts, read_manifest, read_parts, read_reco
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.config_checks import check_relations
 from irpo_nemo.errors import ArtifactError
-from irpo_nemo.records import Candidate, Problem, Verdict
+from irpo_nemo.records import Candidate, GradedCandidate, Problem, Verdict
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.sampling import Completion, SamplingRequest
+from irpo_nemo.sampling.part_statistics import read_statistics
 from irpo_nemo.sampling.parts import sample_split
 from irpo_nemo.sampling.rounds import StopRule, could_have_stopped, draw_in_rounds
 from irpo_nemo.sampling.split_settings import SplitSettings
@@ -204,3 +205,16 @@ def test_rounds_that_find_no_winner_draw_what_one_round_draws(tmp_path: Path, mo
     manifest = read_manifest(RunFolder(rounds.run_folder).iteration(0).manifest("sample"))
     assert manifest is not None
     assert manifest.counts["spared"] == 0
+
+
+def test_grading_tells_the_unparsable_share_of_each_part(tmp_path: Path, model_folder: Path) -> None:
+    config = make_run(tmp_path, model_folder)
+    for stage in ("sample", "grade"):
+        run_stage(config, stage, 0)
+    folder = RunFolder(config.run_folder).iteration(0)
+    for split in ("train", "test"):
+        statistics = read_statistics(folder.sampling_statistics(split), folder.samples(split))
+        for part, known in zip(list_parts(folder.graded(split)), statistics, strict=True):
+            verdicts = [grade.verdict for grade in read_records(part, GradedCandidate)]
+            assert known.unparsable_share == round(verdicts.count("unparsable") / len(verdicts), 4)
+            assert known.unparsable_share > 0
