@@ -1,4 +1,4 @@
-"""The README's example of a task works as it stands there."""
+"""The example of a task in docs/tasks.md works as it stands there."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from irpo_nemo.config import IRPOConfig, TaskConfig
 from tests.tasks.files import write_rows
 
-README = Path(__file__).parents[2] / "README.md"
+TASKS = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
-def test_the_readmes_task_reads_its_rows(tmp_path: Path) -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def test_the_example_of_a_task_reads_its_rows(tmp_path: Path) -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", TASKS.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
     exec(source, names)
     path = write_rows(tmp_path / "riddles.jsonl", {"q": "What has keys but opens no door?", "a": "A piano"})
