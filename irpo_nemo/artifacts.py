@@ -93,6 +93,16 @@ def publish_folder(temporary: Path, folder: Path) -> None:
         _fsync(folder.parent)
 
 
+def replace_link(link: Path, target: Path) -> None:
+    """Let the symbolic link `link` name its neighbour `target` from one moment to the next."""
+    temporary = link.with_name(f".{link.name}{TEMPORARY_SUFFIX}")
+    with explain_os_errors(link):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        os.replace(temporary, link)
+        _fsync(link.parent)
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

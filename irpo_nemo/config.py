@@ -315,6 +315,9 @@ class TrainingConfig:
     """Keep only each layer's input for backward: a third more computation, far less memory."""
     checkpoint_every_steps: int = bounded(100, minimum=1)
     keep_checkpoints: int = bounded(2, minimum=1)
+    """The newest so many; where a validation loss is measured, the best one as well."""
+    async_checkpoints: bool = True
+    """Write a checkpoint while training goes on, from a copy in host memory."""
 
 
 @dataclass(kw_only=True)

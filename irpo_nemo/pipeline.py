@@ -38,6 +38,7 @@ _FREE_KEYS = (
     "keep_checkpoints",
     "num_workers",
     "checkpoint_every_steps",
+    "async_checkpoints",
     "train_path",
     "extra_train_paths",
     "test_path",

@@ -1,14 +1,13 @@
 """Distributed checkpoints of a training run: weights, optimizer, schedule, random state, and the step.
 
-The data position is the step itself (`batches.GlobalBatches`). A checkpoint is written under a temporary name and
-renamed when every rank has finished, so a folder `step_<n>` is whole. The format is Megatron's torch_dist, plus our
-`checkpoint.json`, since Megatron-core 0.19 reads what 0.16 wrote but not the other way round. A run may go on with
-other tensor, pipeline and data parallel sizes.
+The data position is the step itself (`batches.GlobalBatches`). A checkpoint is written under a temporary name, by
+default while training goes on, and renamed when every rank has finished; then the link `latest` is moved to it, and
+that is where a run continues. So a kill at any moment costs the steps since `latest`. The format is Megatron's
+torch_dist, plus our `checkpoint.json`, since Megatron-core 0.19 reads what 0.16 wrote but not the other way round. A
+run may go on with other tensor, pipeline and data parallel sizes.
 """
 
 import dataclasses
-import logging
-import queue
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,14 +21,22 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from irpo_nemo.artifacts import explain_os_errors, publish_folder, read_json, write_json
+from irpo_nemo.artifacts import (
+    TEMPORARY_SUFFIX,
+    explain_os_errors,
+    publish_folder,
+    read_json,
+    replace_link,
+    write_json,
+)
 from irpo_nemo.errors import ArtifactError
 from irpo_nemo.training.model import IRPOModel
 from irpo_nemo.training.parallel import is_rank_zero
-
-logger = logging.getLogger(__name__)
+from irpo_nemo.training.sharded_save import ShardedSave
 
 DESCRIPTION = "checkpoint.json"
+LATEST = "latest"
+BEST = "best"
 
 _RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
 """Megatron's name for the sharding that lets a run continue with other tensor and pipeline sizes."""
@@ -47,28 +54,107 @@ class CheckpointDescription:
     tensor_model_parallel_size: int
     pipeline_model_parallel_size: int
     megatron_core: str
+    validation_loss: float | None
+    """On examples that were held out; None where there were none, or it was not measured at this step."""
 
 
-def save_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str, keep: int) -> None:
-    """Write `folder/step_<n>`, then drop all but the newest `keep`. Every rank calls this."""
-    target = folder / f"step_{policy.step:08d}"
-    temporary = target.with_suffix(".tmp")
-    if is_rank_zero():
-        with explain_os_errors(folder):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-    dist.barrier()
-    _save(_sharded_state(policy, is_loading=False), temporary)
-    if is_rank_zero():
-        write_json(temporary / DESCRIPTION, dataclasses.asdict(_describe(policy, data_digest)))
-        publish_folder(temporary, target)
-        _drop_old(folder, keep)
-    dist.barrier()
+class Checkpoints:
+    """The checkpoints of one training run. Every rank has one, and calls its methods at the same time.
+
+    Args:
+        folder: `step_<n>` and the links `latest` and `best`.
+        data_digest: Of the pairs or demonstrations.
+        keep: Newest checkpoints to keep; the best of those with a validation loss stays too.
+        in_background: Write while training goes on.
+    """
+
+    def __init__(self, folder: Path, *, data_digest: str, keep: int, in_background: bool) -> None:
+        self.folder = folder
+        self.data_digest = data_digest
+        self.keep = keep
+        self.in_background = in_background
+        self._pending: tuple[ShardedSave, CheckpointDescription] | None = None
+
+    def save(self, policy: IRPOModel, *, validation_loss: float | None = None) -> None:
+        """Start to write `step_<n>`, once the one before is complete; in the foreground, complete it as well."""
+        self.wait()
+        description = _describe(policy, self.data_digest, validation_loss)
+        temporary = self._path(description).with_suffix(TEMPORARY_SUFFIX)
+        if is_rank_zero():
+            with explain_os_errors(self.folder):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        dist.barrier()
+        state = _sharded_state(policy, is_loading=False)
+        self._pending = ShardedSave(state, temporary, in_background=self.in_background), description
+        if not self.in_background:
+            self.wait()
+
+    def complete_if_written(self) -> None:
+        """Complete the checkpoint under way, if there is one and all its files are written; else do nothing."""
+        if self._pending is not None and self._pending[0].is_done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Complete the checkpoint under way, if there is one: it gets its name, then `latest` is moved to it."""
+        if self._pending is None:
+            return
+        save, description = self._pending
+        save.finish()
+        self._pending = None
+        if is_rank_zero():
+            target = self._path(description)
+            temporary = target.with_suffix(TEMPORARY_SUFFIX)
+            write_json(temporary / DESCRIPTION, dataclasses.asdict(description))
+            publish_folder(temporary, target)
+            replace_link(self.folder / LATEST, target)
+            self._drop_others(target)
+        dist.barrier()
+
+    def load_latest(self, policy: IRPOModel) -> bool:
+        """Continue from `latest`; False when there is none. Removes what a killed run was writing.
+
+        Raises:
+            ArtifactError: The checkpoint belongs to other data.
+        """
+        if is_rank_zero():
+            for unfinished in self.folder.glob(f"step_*{TEMPORARY_SUFFIX}"):
+                shutil.rmtree(unfinished)
+        path = (self.folder / LATEST).resolve()
+        if not path.is_dir():
+            return False
+        found = read_description(path)
+        if found.data_digest != self.data_digest:
+            raise ArtifactError(
+                f"{path}: was made from other training data (digest {found.data_digest[:12]}, now "
+                f"{self.data_digest[:12]}). Delete {self.folder.parent} to train again."
+            )
+        _load(policy, path, same_ranks=found.world_size == dist.get_world_size())
+        policy.step = found.step
+        return True
+
+    def _path(self, description: CheckpointDescription) -> Path:
+        return self.folder / f"step_{description.step:08d}"
+
+    def _drop_others(self, latest: Path) -> None:
+        """Keep the newest up to `latest` (what a kill left beyond it is not followed), and the best of them.
+
+        Of equally good ones the earliest is the best.
+        """
+        descriptions = {path: read_description(path) for path in list_checkpoints(self.folder) if path <= latest}
+        kept = set(list(descriptions)[-self.keep :])
+        losses = {path: found.validation_loss for path, found in descriptions.items()}
+        if measured := {path: loss for path, loss in losses.items() if loss is not None}:
+            best = min(measured, key=lambda path: measured[path])
+            replace_link(self.folder / BEST, best)
+            kept.add(best)
+        for path in set(list_checkpoints(self.folder)) - kept:
+            shutil.rmtree(path)
 
 
 def save_weights(chunks: Sequence[Any], folder: Path) -> None:
     """Write the weights alone into the empty `folder`, as a training checkpoint has them. Every rank calls this."""
-    _save(_sharded_weights(chunks), folder)
+    ShardedSave(_sharded_weights(chunks), folder, in_background=False).finish()
 
 
 def load_weights(chunks: Sequence[Any], checkpoint: Path) -> None:
@@ -88,26 +174,7 @@ def load_weights(chunks: Sequence[Any], checkpoint: Path) -> None:
     _fill_chunks(chunks, state)
 
 
-def _save(state: dict[str, Any], folder: Path) -> None:
-    from megatron.core import dist_checkpointing
-
-    _keep_write_results_here()
-    with explain_os_errors(folder):
-        dist_checkpointing.save(state, str(folder))
-
-
-def _keep_write_results_here() -> None:
-    """Spare the process that Megatron-core (0.16 to 0.19) starts to carry the results of writers in the background.
-
-    Ours write while the rank waits, so a queue of this process does. The other process costs 280 MiB and a second or
-    two, and stays for ever when its rank is killed.
-    """
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
-
-
-def _describe(policy: IRPOModel, data_digest: str) -> CheckpointDescription:
+def _describe(policy: IRPOModel, data_digest: str, validation_loss: float | None) -> CheckpointDescription:
     return CheckpointDescription(
         step=policy.step,
         num_steps=policy.options.num_steps,
@@ -116,45 +183,26 @@ def _describe(policy: IRPOModel, data_digest: str) -> CheckpointDescription:
         tensor_model_parallel_size=policy.options.parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=policy.options.parallel.pipeline_model_parallel_size,
         megatron_core=version("megatron-core"),
+        validation_loss=validation_loss,
     )
-
-
-def _drop_old(folder: Path, keep: int) -> None:
-    for path in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if path.suffix != ".tmp")
+    return sorted(path for path in folder.glob("step_*") if path.suffix != TEMPORARY_SUFFIX)
 
 
-def load_latest_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str) -> bool:
-    """Continue from the newest checkpoint of `folder`; False when there is none. Every rank calls this.
+def read_description(checkpoint: Path) -> CheckpointDescription:
+    """What `checkpoint` belongs to."""
+    return CheckpointDescription(**read_json(checkpoint / DESCRIPTION))
 
-    Removes what a killed run was writing.
 
-    Raises:
-        ArtifactError: The checkpoint belongs to other data.
-    """
+def _load(policy: IRPOModel, path: Path, *, same_ranks: bool) -> None:
     from megatron.core import dist_checkpointing
 
-    if is_rank_zero():
-        for unfinished in folder.glob("step_*.tmp"):
-            shutil.rmtree(unfinished)
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
-        return False
-    path = checkpoints[-1]
-    found = CheckpointDescription(**read_json(path / DESCRIPTION))
-    if found.data_digest != data_digest:
-        raise ArtifactError(
-            f"{path}: was made from other training data (digest {found.data_digest[:12]}, now {data_digest[:12]}). "
-            f"Delete {folder.parent} to train again."
-        )
     with _torch_adam_loads(policy.megatron_optimizer):
         wanted = _sharded_state(policy, is_loading=True)
-        if found.world_size != dist.get_world_size():
+        if not same_ranks:
             del wanted["random"]  # each rank's own; training draws no random numbers, since dropout is 0
         state = dist_checkpointing.load(wanted, str(path))
         policy.megatron_optimizer.load_state_dict(state["optimizer"])
@@ -162,8 +210,6 @@ def load_latest_checkpoint(policy: IRPOModel, folder: Path, *, data_digest: str)
     policy.megatron_scheduler.load_state_dict(state["scheduler"])
     if "random" in state:
         _restore_random_state(state["random"])
-    policy.step = found.step
-    return True
 
 
 def _sharded_state(policy: IRPOModel, *, is_loading: bool) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from irpo_nemo.training.batches import (
     examples_of_demonstrations,
     examples_of_pairs,
 )
-from irpo_nemo.training.checkpoint import load_latest_checkpoint, save_checkpoint
+from irpo_nemo.training.checkpoint import Checkpoints
 from irpo_nemo.training.interruption import Interruption
 from irpo_nemo.training.model import IRPOModel, IRPOModelConfig
 from irpo_nemo.training.parallel import data_parallel_rank, data_parallel_size, is_rank_zero, shutdown_parallel
@@ -156,7 +156,13 @@ def fit(
     """Train from the newest checkpoint, or from the start, to the last step, which always leaves a checkpoint."""
     training, num_steps = policy.options.training, policy.options.num_steps
     policy.prepare_for_training()
-    load_latest_checkpoint(policy, folder.checkpoints, data_digest=data_digest)
+    checkpoints = Checkpoints(
+        folder.checkpoints,
+        data_digest=data_digest,
+        keep=training.keep_checkpoints,
+        in_background=training.async_checkpoints,
+    )
+    checkpoints.load_latest(policy)
     outcome.counts |= {"steps": num_steps, "examples": len(examples), "first_step": policy.step}
     if policy.step >= num_steps:
         return
@@ -179,7 +185,7 @@ def fit(
         seed=policy.options.seed,
         callbacks=[
             LogSteps(log, check_first_step=has_pairs),
-            SaveCheckpoints(folder.checkpoints, data_digest=data_digest, interruption=interruption),
+            SaveCheckpoints(checkpoints, interruption=interruption),
         ],
     )
     policy.set_trainer(trainer)
@@ -193,9 +199,8 @@ def fit(
 class SaveCheckpoints(Callback):
     """A checkpoint every so many steps, one after the last, and one after a signal, which ends the process."""
 
-    def __init__(self, folder: Path, *, data_digest: str, interruption: Interruption) -> None:
-        self.folder = folder
-        self.data_digest = data_digest
+    def __init__(self, checkpoints: Checkpoints, *, interruption: Interruption) -> None:
+        self.checkpoints = checkpoints
         self.interruption = interruption
 
     def on_train_batch_end(
@@ -207,9 +212,13 @@ class SaveCheckpoints(Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         training = module.options.training
-        signum = self.interruption.agreed()
-        if signum or module.step % training.checkpoint_every_steps == 0 or module.step == module.options.num_steps:
-            save_checkpoint(module, self.folder, data_digest=self.data_digest, keep=training.keep_checkpoints)
+        signum, is_last = self.interruption.agreed(), module.step == module.options.num_steps
+        if signum or is_last or module.step % training.checkpoint_every_steps == 0:
+            self.checkpoints.save(module)
+        if signum or is_last:
+            self.checkpoints.wait()
+        else:
+            self.checkpoints.complete_if_written()
         if signum:
             if is_rank_zero():
                 logger.info("%s: saved after step %d", signal.Signals(signum).name, module.step)

@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -18,6 +21,11 @@ from tests.training.tiny import make_model_folder, make_pairs
 
 TIMED = {"tokens_per_second", "pairs_per_second", "memory_gib", "mfu"}
 """Metrics that depend on the machine's mood."""
+
+
+Moment = Literal["step", "write", "publish", "link"]
+"""Where a rank dies: as a step starts, with half a file of that step's checkpoint written (whatever training does
+meanwhile), before the checkpoint gets its name, or before `latest` is moved to it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,11 @@ class Session:
 
     @property
     def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in self.folder.train.checkpoints.iterdir())
+        return sorted(path.name for path in self.folder.train.checkpoints.iterdir() if not path.is_symlink())
+
+    @property
+    def latest(self) -> str:
+        return (self.folder.train.checkpoints / "latest").readlink().name
 
     @property
     def weights(self) -> bytes:
@@ -44,10 +56,19 @@ class Session:
         """Train from what is there to the end; return the counts of the outcome."""
         return run_on_ranks(train, ranks, config, self)[0]  # type: ignore[no-any-return]
 
-    def run_until_killed(self, config: IRPOConfig, ranks: int, *, step: int, in_checkpoint: bool = False) -> None:
-        """Train until SIGKILL hits every rank at the start of `step`, or rank 0 in the write of its checkpoint."""
+    def run_until_killed(self, config: IRPOConfig, ranks: int, *, step: int, moment: Moment = "step") -> None:
+        """Train until SIGKILL hits every rank at a moment of `step`."""
         with pytest.raises(AssertionError, match=f"died with exit code -{signal.SIGKILL.value}"):
-            run_on_ranks(train_and_die, ranks, config, self, step, in_checkpoint)
+            run_on_ranks(train_and_die, ranks, config, self, step, moment)
+
+    def run_with_slow_checkpoint(
+        self, config: IRPOConfig, ranks: int, *, step: int, until: int
+    ) -> list[tuple[int, int]]:
+        """Train to the end, but let no file of the checkpoint of `step` be written before `until` steps are taken.
+
+        Returns, by rank, how many steps were taken when the files were written, and when the checkpoint was complete.
+        """
+        return run_on_ranks(train_with_slow_checkpoint, ranks, config, self, step, until)
 
     def run_until_signal(self, config: IRPOConfig, ranks: int, *, step: int, signum: int) -> list[int]:
         """Train until the last rank gets a signal in `step`; return each rank's exit code."""
@@ -78,25 +99,72 @@ def train(config: IRPOConfig, session: Session) -> dict[str, Any]:
     ).counts
 
 
-def train_and_die(config: IRPOConfig, session: Session, step: int, in_checkpoint: bool) -> None:
+def train_and_die(config: IRPOConfig, session: Session, step: int, moment: Moment) -> None:
     """On each rank."""
-    from irpo_nemo.training import checkpoint
+    from irpo_nemo.training import checkpoint, sharded_save
     from irpo_nemo.training.model import IRPOModel
 
-    take_step, publish = IRPOModel.training_step, checkpoint.publish_folder
+    name = f"step_{step:08d}"
 
-    def take_step_or_die(self: IRPOModel, *args: Any, **options: Any) -> None:
-        if self.step == step and not in_checkpoint:
-            os.kill(os.getpid(), signal.SIGKILL)
-        take_step(self, *args, **options)
+    def die_before(owner: Any, function: str, is_time: Callable[..., bool]) -> None:
+        original = getattr(owner, function)
 
-    def publish_or_die(temporary: Path, target: Path) -> None:
-        if target.name == f"step_{step:08d}" and in_checkpoint:
-            os.kill(os.getpid(), signal.SIGKILL)
-        publish(temporary, target)
+        def call(*args: Any, **options: Any) -> Any:
+            if is_time(*args):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **options)
 
-    IRPOModel.training_step, checkpoint.publish_folder = take_step_or_die, publish_or_die
+        setattr(owner, function, call)
+
+    def is_half_written(transforms: Any, number: int, bucket: Any) -> bool:  # noqa: ARG001
+        path = Path(bucket[0])
+        if path.parent.name != f"{name}.tmp":
+            return False
+        path.write_bytes(b"half a file")
+        time.sleep(0.3)
+        return True
+
+    if moment == "step":
+        die_before(IRPOModel, "training_step", lambda policy, *_: policy.step == step)
+    elif moment == "write":
+        die_before(sharded_save, "_write_bucket", is_half_written)
+    elif moment == "publish":
+        die_before(checkpoint, "publish_folder", lambda _, target: target.name == name)
+    else:
+        die_before(checkpoint, "replace_link", lambda _, target: target.name == name)
     train(config, session)
+
+
+def train_with_slow_checkpoint(config: IRPOConfig, session: Session, step: int, until: int) -> tuple[int, int]:
+    """On each rank."""
+    from irpo_nemo.training import sharded_save
+    from irpo_nemo.training.model import IRPOModel
+
+    take_step, write, finish = IRPOModel.training_step, sharded_save._write_bucket, sharded_save.ShardedSave.finish
+    name, taken, seen = f"step_{step:08d}.tmp", [0], {}
+    may_write = threading.Event()
+
+    def count_step(self: IRPOModel, *args: Any, **options: Any) -> None:
+        take_step(self, *args, **options)
+        taken[0] = self.step
+        if self.step == until:
+            may_write.set()
+
+    def write_late(transforms: Any, number: int, bucket: Any) -> Any:
+        if Path(bucket[0]).parent.name == name:
+            assert may_write.wait(timeout=60)
+            seen["written"] = taken[0]
+        return write(transforms, number, bucket)
+
+    def note_end(self: Any) -> None:
+        if self._folder.name == name:
+            seen["complete"] = taken[0]
+        finish(self)
+
+    IRPOModel.training_step, sharded_save._write_bucket = count_step, write_late
+    sharded_save.ShardedSave.finish = note_end
+    train(config, session)
+    return seen["written"], seen["complete"]
 
 
 def train_and_be_told(config: IRPOConfig, session: Session, step: int, signum: int) -> int:

@@ -1,6 +1,7 @@
 """A killed training run ends as if it had never been killed: exported weights and metrics, bit for bit.
 
-SIGKILL hits in step 3, after the checkpoint of step 2; the run goes on in new processes.
+SIGKILL hits in step 3, after the checkpoint of step 2; the run goes on in new processes. Where the tests count
+checkpoints, these are written in the foreground.
 """
 
 import signal
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from irpo_nemo.config import IRPOConfig
-from tests.distributed.sessions import Session, make_session
+from tests.distributed.sessions import Moment, Session, make_session
 from tests.training.tiny import make_config, make_model_folder
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -31,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_of(layout: str) -> tuple[IRPOConfig, int]:
     options = dict(LAYOUTS[layout])
     ranks = options.pop("ranks")
-    return make_config(checkpoint_every_steps=2, **options), ranks
+    return make_config(checkpoint_every_steps=2, **{"async_checkpoints": False} | options), ranks
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +76,55 @@ def test_a_signal_to_one_rank_saves_on_all_of_them(
     assert session.metrics == uninterrupted[layout].metrics
 
 
+@pytest.mark.parametrize("moment", ["write", "publish", "link"])
+@pytest.mark.parametrize(("layout", "in_background"), [("tp1", False), ("dp2_distributed_optimizer", True)])
 def test_a_kill_within_a_checkpoint_leaves_the_one_before(
-    uninterrupted: dict[str, Session], model: Path, tmp_path: Path
+    uninterrupted: dict[str, Session], layout: str, in_background: bool, moment: Moment, model: Path, tmp_path: Path
 ) -> None:
-    config, ranks = config_of("tp1")
+    config, ranks = config_of(layout)
+    config.training.async_checkpoints = in_background
     session = make_session(tmp_path, model=model)
-    session.run_until_killed(config, ranks, step=4, in_checkpoint=True)
-    assert session.checkpoints == ["step_00000002", "step_00000004.tmp"]
+    session.run_until_killed(config, ranks, step=4, moment=moment)
+    assert session.checkpoints == ["step_00000002", "step_00000004" if moment == "link" else "step_00000004.tmp"]
+    assert session.latest == "step_00000002"
     (session.folder.train.checkpoints / "step_00000009.tmp").mkdir()
     assert session.run(config, ranks)["first_step"] == 2
     assert session.checkpoints == ["step_00000004", "step_00000005"]
-    assert session.weights == uninterrupted["tp1"].weights
-    assert session.metrics == uninterrupted["tp1"].metrics
+    assert session.latest == "step_00000005"
+    assert session.weights == uninterrupted[layout].weights
+    assert session.metrics == uninterrupted[layout].metrics
+
+
+@pytest.mark.parametrize(
+    ("step", "layout"), [(1, "tp1"), (2, "dp2"), (3, "tp2"), (3, "pp2"), (4, "dp2_distributed_optimizer")]
+)
+def test_checkpoints_written_in_the_background_resume_bit_for_bit(
+    uninterrupted: dict[str, Session], layout: str, step: int, model: Path, tmp_path: Path
+) -> None:
+    """Killed in any step, with a checkpoint of every step, of which the last may be complete or not."""
+    config, ranks = config_of(layout)
+    config.training.async_checkpoints, config.training.checkpoint_every_steps = True, 1
+    session = make_session(tmp_path, model=model)
+    session.run_until_killed(config, ranks, step=step)
+    assert session.run(config, ranks)["first_step"] in (step - 1, step)
+    assert session.weights == uninterrupted[layout].weights
+    assert session.metrics == uninterrupted[layout].metrics
+    assert session.checkpoints == ["step_00000004", "step_00000005"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    uninterrupted: dict[str, Session], model: Path, tmp_path: Path
+) -> None:
+    """No file of step 2 is written before step 3 is over, so the checkpoint must hold a copy."""
+    config, ranks = config_of("dp2_distributed_optimizer")
+    config.training.async_checkpoints, config.training.keep_checkpoints = True, 9
+    session = make_session(tmp_path, model=model)
+    for written, complete in session.run_with_slow_checkpoint(config, ranks, step=2, until=3):
+        assert 3 <= written <= complete <= 4
+    (session.folder.train.checkpoints / "latest").unlink()
+    (session.folder.train.checkpoints / "latest").symlink_to("step_00000002")
+    assert session.run(config, ranks)["first_step"] == 2
+    assert session.weights == uninterrupted["dp2_distributed_optimizer"].weights
 
 
 def test_a_finished_run_trains_no_further(uninterrupted: dict[str, Session], model: Path, tmp_path: Path) -> None:
