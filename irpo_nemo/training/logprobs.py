@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce
 
 _CHUNK_ELEMENTS = 2**24
-"""Logits that forward and backward hold at once (64 MiB in fp32); fewer would slow the products with the weight."""
+"""Logits that forward and backward hold at once (64 MiB in fp32); fewer would slow the products with the weight. Those
+of the last chunk are kept for backward, so that a small vocabulary costs no product twice."""
 
 
 def linear_logprobs(
@@ -22,7 +23,8 @@ def linear_logprobs(
 ) -> Tensor:
     """Compute log softmax(hidden weight^T)[target] in fp32 without ever holding all logits.
 
-    Keeps hidden, weight and one number a token for backward, which computes the logits again. All-reduces twice over
+    Keeps hidden, weight, the last chunk of logits and one number a token for backward, which computes the other logits
+    again. All-reduces twice over
     the tensor-parallel group in forward (maximum; sums), never in backward: the gradient of `hidden` is this rank's
     part of a sum over the group, which the caller reduces. A target outside [0, vocab_size) has a meaningless but
     finite value.
@@ -68,6 +70,7 @@ class _LinearLogprobs(torch.autograd.Function):
 
         maximum = torch.full(targets.shape, float("-inf"), device=hidden.device)
         exp_sums, target_logits = torch.zeros_like(maximum), torch.zeros_like(maximum)
+        logits = None
         for chunk in _chunks(hidden, num_tokens):
             logits = _logits(hidden[chunk], weight, num_tokens)
             maximum[chunk] = logits.amax(dim=-1)
@@ -80,13 +83,13 @@ class _LinearLogprobs(torch.autograd.Function):
         exp_sums, target_logits = sums.unbind()
 
         log_partition = maximum + exp_sums.log()
-        ctx.save_for_backward(hidden, weight, log_partition, columns, is_ours)
+        ctx.save_for_backward(hidden, weight, log_partition, columns, is_ours, ours, logits)
         ctx.num_tokens = num_tokens
         return target_logits - log_partition
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        hidden, weight, log_partition, columns, is_ours = ctx.saved_tensors
+        hidden, weight, log_partition, columns, is_ours, ours, kept = ctx.saved_tensors
         grads = grad_outputs[0].float()
         grad_hidden = torch.zeros_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
@@ -94,8 +97,11 @@ class _LinearLogprobs(torch.autograd.Function):
         for chunk in _chunks(hidden, ctx.num_tokens):
             grad = grads[chunk, None]
             # Added up in fp32: in bf16, onehot - softmax would be 0 for every token the model is sure of.
-            logits = _logits(hidden[chunk], weight, ctx.num_tokens)
-            grad_logits = logits.sub_(log_partition[chunk, None]).exp_().mul_(-grad)
+            if chunk.stop >= hidden.shape[0]:  # `kept` is exp(logits - ours); torch refuses a second backward over it
+                grad_logits = kept.mul_(-grad * (ours[chunk] - log_partition[chunk]).exp()[:, None])
+            else:
+                logits = _logits(hidden[chunk], weight, ctx.num_tokens)
+                grad_logits = logits.sub_(log_partition[chunk, None]).exp_().mul_(-grad)
             grad_logits.scatter_add_(1, columns[chunk, None], grad * is_ours[chunk, None])
             grad_logits = grad_logits.to(weight.dtype)
             grad_hidden[chunk] = grad_logits @ used
