@@ -170,7 +170,7 @@ def test_status_shows_progress_and_the_last_metrics(started_run: Path) -> None:
         '{"step": 7, "loss/total": 1.23456, "mfu": null}\n{"step": 8, "lo'
     )
     done = irpo("status", str(started_run))
-    assert "iteration 0 sample  interrupted  20/10800 candidates, 120 tokens/s, 7.5 h left" in done.stdout
+    assert "iteration 0 sample  interrupted  20/8400 candidates, 120 tokens/s, 5.8 h left" in done.stdout
     assert done.stdout.splitlines()[-1] == "last metrics (sft): step 7, loss/total 1.235"
 
 

@@ -21,6 +21,8 @@ PINNED = [
     "task.arithmetic.num_train_problems=400",
     "task.arithmetic.num_test_problems=400",
     "sampler.problems_per_part=128",
+    "sampling.num_candidates=12",
+    "evaluation.num_samples=8",
 ]
 """What these tests count on, whatever the quickstart is tuned to."""
 
