@@ -103,6 +103,37 @@ def replace_link(link: Path, target: Path) -> None:
         _fsync(link.parent)
 
 
+def link_tree(source: Path, target: Path) -> None:
+    """Let `target` hold what `source` holds, a file or a folder, by hard links; by copies on another file system.
+
+    Whatever happens to one of them afterwards, the other stays: files here are replaced, never changed in place.
+    """
+    with explain_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy, ignore=_ignore_temporaries)
+            folders = [target, *(path for path in target.rglob("*") if path.is_dir() and not path.is_symlink())]
+            for folder in folders:
+                _fsync(folder)
+        else:
+            _link_or_copy(str(source), str(target))
+        _fsync(target.parent)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+        _fsync(Path(target))
+
+
+def _ignore_temporaries(folder: str, names: list[str]) -> list[str]:  # noqa: ARG001
+    return [name for name in names if name.endswith(TEMPORARY_SUFFIX)]
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -229,6 +260,12 @@ class Manifest:
     """What happened, for people and for the report."""
     seconds: dict[str, float]
     """Wall time by part of the stage."""
+    code: str | None = None
+    """Digest of the program that made it."""
+    model_hash: str | None = None
+    """Of the weights that it read from the user's own model folder, whose inputs hold no more than a fingerprint."""
+    taken_from: str | None = None
+    """The run that made it, where this one took it over."""
 
     @property
     def digest(self) -> str:
@@ -255,16 +292,21 @@ def read_manifest(path: Path) -> Manifest | None:
     if not path.exists():
         return None
     value = read_json(path)
-    wanted = {field.name for field in dataclasses.fields(Manifest)}
-    if not isinstance(value, dict) or set(value) != wanted:
+    fields = dataclasses.fields(Manifest)
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not isinstance(value, dict) or not needed <= set(value) <= {field.name for field in fields}:
         raise ArtifactError(f"{path}: is not a manifest of this version. Delete it to redo the stage.")
     return Manifest(**value)
 
 
 def hash_outputs(root: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Digest of each path, by its name below `root`; a folder counts with every file in it, temporary ones aside."""
+    """Digest of each path, by its name below `root`: a model folder as one, any other with every file in it,
+    temporary ones aside."""
     digests = {}
     for path in paths:
+        if (path / "config.json").exists():
+            digests[path.relative_to(root).as_posix()] = hash_model_folder(path)
+            continue
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         for file in (file for file in files if file.suffix != TEMPORARY_SUFFIX):
             digests[file.relative_to(root).as_posix()] = hash_file(file)

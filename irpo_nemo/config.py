@@ -357,6 +357,9 @@ class IRPOConfig:
     name: str = "irpo"
     """The run folder is `run_root/name`."""
     run_root: str = "runs"
+    reuse_from: list[str] = field(default_factory=list)
+    """Run folders, or folders of runs: a step that one of them finished with the same code, settings and inputs is
+    taken over, not done again."""
     seed: int = bounded(0, minimum=0)
     num_iterations: int = bounded(4, minimum=0)
     """IRPO rounds; the run ends with M_T, T = num_iterations. 0 only evaluates M_0."""

@@ -33,6 +33,9 @@ EVALUATION_SPLIT: Split = "test"
 TRAINING_SPLIT: Split = "train"
 ALL_SPLITS: tuple[Split, ...] = (TRAINING_SPLIT, EVALUATION_SPLIT)
 
+MODEL_FOLDER = "model folder"
+"""Name of the input that is the user's own model."""
+
 _TASK = ("seed", "task")
 _FREE_KEYS = (
     "keep_checkpoints",
@@ -414,4 +417,4 @@ def _model_digest(config: IRPOConfig) -> dict[str, str]:
         raise ConfigError(f"model.path: {folder} has no config.json; name a Hugging Face folder")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     listing = [[path.name, path.stat().st_size] for path in files]
-    return {"model folder": digest_of([listing, _hash_once(folder / "config.json")])}
+    return {MODEL_FOLDER: digest_of([listing, _hash_once(folder / "config.json")])}

@@ -30,6 +30,7 @@ FLOORS = {
     "model_zero": 3,
     "grade_file": 3,
     "pipeline": 3,
+    "reuse": 3.5,
     "stages": 4,
     "launch": 4,
     "cli": 5,

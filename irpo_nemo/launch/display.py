@@ -74,6 +74,8 @@ def summarize(manifest: Manifest) -> str:
     """One line of numbers about a finished stage, from what it counted."""
     seconds = manifest.seconds["total"]
     facts = [str(fact) for fact in manifest.counts.get("summary", [])]
+    if manifest.taken_from is not None:
+        return ", ".join([*facts, f"taken over from {manifest.taken_from}"])
     return ", ".join([*facts, f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"])
 
 

@@ -1,9 +1,10 @@
 """What all stages share: is the step's turn, what is left of an earlier attempt, and the manifest that makes it done.
 
-A stage that was killed finds its ticket. When the ticket names the same settings and inputs, the stage goes on from
-what it left (finished parts, checkpoints); otherwise the leftovers are of another attempt and are cleared. On
-several ranks, rank 0 alone touches these files. The shards of a sample stage share one ticket; none of them clears
-anything, and none writes the manifest: the stage itself does, which finds every part there and checks them all.
+A step that another run has finished is taken over (`reuse`). A stage that was killed finds its ticket. When the ticket
+names the same settings and inputs, the stage goes on from what it left (finished parts, checkpoints); otherwise the
+leftovers are of another attempt and are cleared. On several ranks, rank 0 alone touches these files. The shards of a
+sample stage share one ticket; none of them clears anything, and none writes the manifest: the stage itself does, which
+finds every part there and checks them all.
 """
 
 import logging
@@ -21,7 +22,6 @@ from irpo_nemo.artifacts import (
     TEMPORARY_SUFFIX,
     Manifest,
     explain_os_errors,
-    hash_model_folder,
     hash_outputs,
     read_json,
     write_json,
@@ -30,6 +30,7 @@ from irpo_nemo.artifacts import (
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import ArtifactError, ConfigError, MachineError
 from irpo_nemo.pipeline import Step, find_step, refuse_changes
+from irpo_nemo.reuse import find_twin, hash_code, hash_own_model, is_taken_over, take_over
 from irpo_nemo.sampling.parts import Shard
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 STAGES = ("prepare", "sft", "sample", "grade", "pair", "train", "report")
 
 _TICKET_WAIT_SECONDS = 120.0
+_TAKE_OVER_WAIT_SECONDS = 7200.0
+"""Rank 0 reads a taken-over model once to check it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +64,11 @@ def run_stage(config: IRPOConfig, stage: str, iteration: int | None) -> None:
     assert step.inputs is not None
     is_rank_zero = int(os.environ.get("RANK", "0")) == 0
     if is_rank_zero:
+        if take_over(config, step):
+            return
         _open_ticket(step)
-    else:
-        _wait_for_ticket(step)
+    elif not _wait_for_ticket(config, step):
+        return
 
     started = time.perf_counter()
     run: Callable[[IRPOConfig, int | None], StageResult] = import_module(f"irpo_nemo.stages.{stage}").run
@@ -75,9 +80,11 @@ def run_stage(config: IRPOConfig, stage: str, iteration: int | None) -> None:
             iteration=iteration,
             settings=step.settings,
             inputs=step.inputs,
-            outputs=_hash_outputs(config.run_folder, step),
+            outputs=hash_outputs(config.run_folder, step.outputs),
             counts=result.counts,
             seconds={**result.seconds, "total": time.perf_counter() - started},
+            code=hash_code(),
+            model_hash=hash_own_model(config, step),
         )
         write_manifest(step.manifest, manifest)
 
@@ -92,7 +99,7 @@ def run_shard(config: IRPOConfig, stage: str, iteration: int | None, shard: Shar
     if stage != "sample":
         raise ConfigError(f"shard={shard}: stage {stage} has no shards; leave it out. Only sample has.")
     step = _find_open_step(config, stage, iteration)
-    if step is not None:
+    if step is not None and find_twin(config, step) is None:  # else the stage itself takes it over
         _join_ticket(step)
         sample = import_module(f"irpo_nemo.stages.{stage}")
         with explain_os_errors(config.run_folder, among=FULL_DISK):
@@ -111,13 +118,6 @@ def _find_open_step(config: IRPOConfig, stage: str, iteration: int | None) -> St
         )
     refuse_changes(config, [step])
     return step
-
-
-def _hash_outputs(root: Path, step: Step) -> dict[str, str]:
-    """Digests of the step's outputs; a model folder counts as one."""
-    models = [path for path in step.outputs if (path / "config.json").exists()]
-    digests = {path.relative_to(root).as_posix(): hash_model_folder(path) for path in models}
-    return hash_outputs(root, (path for path in step.outputs if path not in models)) | digests
 
 
 def _open_ticket(step: Step) -> None:
@@ -143,15 +143,20 @@ def _join_ticket(step: Step) -> None:
     write_json(step.ticket, _ticket_of(step))
 
 
-def _wait_for_ticket(step: Step) -> None:
-    deadline = time.monotonic() + _TICKET_WAIT_SECONDS
+def _wait_for_ticket(config: IRPOConfig, step: Step) -> bool:
+    """Wait until rank 0 has opened the step; False when it has taken the step over instead."""
+    patience = _TAKE_OVER_WAIT_SECONDS if config.reuse_from else _TICKET_WAIT_SECONDS
+    deadline = time.monotonic() + patience
     while not _holds_ticket(step):
+        if is_taken_over(step):
+            return False
         if time.monotonic() > deadline:
             raise MachineError(
-                f"{step.ticket}: rank 0 has not written it within {_TICKET_WAIT_SECONDS:g} s. "
+                f"{step.ticket}: rank 0 has not written it within {patience:g} s. "
                 f"Is the run folder on a file system that all ranks share?"
             )
         time.sleep(0.05)
+    return True
 
 
 def _holds_ticket(step: Step) -> bool:
