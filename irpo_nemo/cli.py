@@ -74,7 +74,11 @@ def _make_parser() -> argparse.ArgumentParser:
 
     for name, command, description in (
         ("run", _run, "The whole loop, or what is left of it."),
-        ("plan", _plan, "The steps and their state. Checks the configuration; starts nothing."),
+        (
+            "plan",
+            _plan,
+            "The steps and their state; memory, time and goodput. Checks the configuration; starts nothing.",
+        ),
     ):
         subparser = add(name, command, description)
         subparser.add_argument("config", metavar="CONFIG", help="a name in conf/, or the path of a YAML file")
@@ -161,8 +165,9 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def _plan(parsed: argparse.Namespace) -> None:
-    from irpo_nemo.launch.plan import print_plan
+    from irpo_nemo.launch.plan import print_estimate, print_plan
 
+    print_estimate(load_config(parsed.config, parsed.overrides))  # needs neither the weights nor the problems
     config = _load_checked(parsed)
     steps = plan(config)
     print_plan(config, steps)

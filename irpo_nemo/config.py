@@ -351,6 +351,33 @@ class LauncherConfig:
 
 
 @dataclass(kw_only=True)
+class ClusterConfig:
+    """What `irpo plan` estimates from: the GPUs, what was measured on them, what is expected. Changes no result."""
+
+    gpu: str | None = one_of(None, "A100", "H100", "H200", "B200")
+    """Type of the GPUs; no estimates when null."""
+    gpu_memory_gib: float | None = bounded(None, above=0.0)
+    """What a process can allocate; the type's own when null."""
+    gpus_per_node: int = bounded(8, minimum=1)
+    network_gigabytes_per_second: float = bounded(50.0, above=0.0)
+    """Of one GPU to other nodes, one direction; 50 is 400 Gb/s InfiniBand."""
+    mfu: float | None = bounded(None, above=0.0, maximum=1.0)
+    """Measured share of the peak that a training step reaches (mfu in metrics.jsonl); a public figure when null."""
+    sampler_tokens_per_second: float | None = bounded(None, above=0.0)
+    """Measured: tokens that one GPU generates; a public figure when null."""
+    prompt_tokens: int = bounded(200, minimum=1)
+    """Expected mean length of a prompt."""
+    completion_tokens: int = bounded(250, minimum=1)
+    """Expected mean length of a completion."""
+    failure_hours_per_gpu: float | None = bounded(None, above=0.0)
+    """Hours of one GPU between failures that stop the job; a public figure when null."""
+    checkpoint_seconds: float = bounded(60.0, above=0.0)
+    """Training stands still so long while a checkpoint is written."""
+    restart_seconds: float = bounded(600.0, above=0.0)
+    """From a failure to the first new step: queue, start-up, loading."""
+
+
+@dataclass(kw_only=True)
 class IRPOConfig:
     """One run of Iterative Reasoning Preference Optimization."""
 
@@ -375,6 +402,7 @@ class IRPOConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
     def run_folder(self) -> Path:

@@ -1,7 +1,8 @@
 """From a YAML file and overrides to one checked configuration, and back.
 
 `compose` uses Hydra's compose API: a configuration names others in its `defaults` list (groups: model, task, sampler,
-launcher, loss), and `key=value` overrides follow Hydra's grammar. Every mistake is collected and reported together.
+launcher, cluster, loss), and `key=value` overrides follow Hydra's grammar. Every mistake is collected and reported
+together.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from irpo_nemo.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONFIG_GROUPS = ("model", "task", "sampler", "launcher", "loss")
+CONFIG_GROUPS = ("model", "task", "sampler", "launcher", "cluster", "loss")
 
 
 def config_root() -> Path:

@@ -20,6 +20,7 @@ FLOORS = {
     "artifacts": 1,
     "model_shape": 1.5,
     "grading": 2,
+    "planning": 2,
     "pairing": 2,
     "metrics": 2,
     "tokenization": 2,

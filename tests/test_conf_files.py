@@ -8,9 +8,6 @@ from irpo_nemo.config_checks import check_relations
 from irpo_nemo.config_files import CONFIG_GROUPS, config_names, config_root, load_config
 
 NEEDED = {
-    "arc_challenge": ["model.path=/models/llama"],
-    "hendrycks_math": ["model.path=/models/llama"],
-    "gsm8k": ["model.path=/models/llama", "task.train_path=train.jsonl", "task.test_path=test.jsonl"],
     "gsm8k_tiny": ["task.train_path=train.jsonl", "task.test_path=test.jsonl"],
     "jsonl": ["model.path=/models/llama", "task.train_path=train.jsonl", "task.test_path=test.jsonl"],
 }
@@ -38,7 +35,7 @@ def test_every_group_file_loads(file: Path) -> None:
 
 
 def test_gsm8k_is_the_papers_run() -> None:
-    config = load_config("gsm8k", NEEDED["gsm8k"])
+    config = load_config("gsm8k")
     assert config.num_iterations == 4
     assert (config.sampling.num_candidates, config.sampling.temperature) == (30, [0.8, 0.8, 1.3, 1.3])
     assert (config.pairing.num_pairs_per_problem, config.pairing.max_pairs) == (10, 60000)
@@ -51,14 +48,14 @@ def test_gsm8k_is_the_papers_run() -> None:
 
 
 def test_hendrycks_math_is_the_papers_run() -> None:
-    config = load_config("hendrycks_math", NEEDED["hendrycks_math"])
+    config = load_config("hendrycks_math")
     assert config.num_iterations == 3
     assert (config.sampling.num_candidates, config.sampling.temperature) == (20, [0.8, 0.8, 1.0])
     assert (config.pairing.num_pairs_per_problem, config.training.max_steps) == (15, 5000)
 
 
 def test_arc_challenge_is_the_papers_run() -> None:
-    config = load_config("arc_challenge", NEEDED["arc_challenge"])
+    config = load_config("arc_challenge")
     assert config.num_iterations == 3
     assert (config.sampling.num_candidates, config.sampling.temperature) == (30, [0.8, 0.8, 1.3])
     assert (config.pairing.num_pairs_per_problem, config.training.max_steps) == (20, 4000)
