@@ -371,8 +371,8 @@ class ClusterConfig:
     """Expected mean length of a completion."""
     failure_hours_per_gpu: float | None = bounded(None, above=0.0)
     """Hours of one GPU between failures that stop the job; a public figure when null."""
-    checkpoint_seconds: float = bounded(60.0, above=0.0)
-    """Training stands still so long while a checkpoint is written."""
+    checkpoint_seconds: float = bounded(10.0, above=0.0)
+    """Training stands still so long for a checkpoint: a copy to host memory, or all of it without async_checkpoints."""
     restart_seconds: float = bounded(600.0, above=0.0)
     """From a failure to the first new step: queue, start-up, loading."""
 

@@ -146,8 +146,8 @@ def _sequence_ways(layout: Layout) -> int:
 
 
 def _logits_bytes(model: Decoder, layout: Layout) -> float:
-    """Chunks of logits in float32 and in the weights' type, the output layer's gradient, and its input thrice."""
-    chunk = LOGIT_CHUNK * (4 + 2 * layout.value_bytes)
+    """Two chunks of logits in float32 and in the weights' type, the output layer's gradient, and its input thrice."""
+    chunk = 2 * LOGIT_CHUNK * (4 + layout.value_bytes)
     weight = model.embedding_rows(layout.tp) * model.hidden_size * (4 + 2 * layout.value_bytes)
     hidden = 3 * layout.micro_batch_tokens * model.hidden_size * layout.value_bytes
     return float(chunk + weight + hidden)
