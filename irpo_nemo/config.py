@@ -132,6 +132,14 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True)
+class TransformersConfig:
+    """transformers only."""
+
+    num_processes: int | None = bounded(None, minimum=1)
+    """Each with a copy of the model; they share the batches. When null: one a visible GPU, or one on a CPU."""
+
+
+@dataclass(kw_only=True)
 class ServerConfig:
     """openai_server only: where /v1/completions is answered, and how patient we are."""
 
@@ -215,6 +223,7 @@ class SamplerConfig:
     """The engine that draws completions."""
 
     name: str = one_of("transformers", "transformers", "openai_server", "tensorrt_llm")
+    transformers: TransformersConfig = field(default_factory=TransformersConfig)
     batch_size: int = bounded(256, minimum=1)
     """Completions generated at once, by each engine or server."""
     problems_per_part: int = bounded(128, minimum=1)

@@ -40,6 +40,7 @@ _TASK = ("seed", "task")
 _FREE_KEYS = (
     "keep_checkpoints",
     "num_workers",
+    "num_processes",
     "checkpoint_every_steps",
     "async_checkpoints",
     "train_path",

@@ -1,7 +1,9 @@
 """One engine as its owner sees it: a process group that answers requests, may die or fall silent, and can be started
 again.
 
-Speaks the lines of `engine/worker.py`. Knows no sampler and no records.
+Owner and engine speak in lines of JSON over a socket: the owner's order and the engine's {"ready": {...}}, then
+requests and answers that share an id, in any order (`engine/worker.py`, `transformers_worker.py`). Knows no sampler and
+no records.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,6 @@ from irpo_nemo.errors import MachineError
 from irpo_nemo.sampling.child_process import clean_environment, kill_group, through_bash
 
 logger = logging.getLogger(__name__)
-
-WORKER = Path(__file__).with_name("engine") / "worker.py"
 
 _LONGEST_LINE = 1 << 26
 _WATCH_SECONDS = 0.5
@@ -41,25 +41,28 @@ class EngineProcess:
 
     def __init__(
         self,
+        command: Sequence[str],
         order: Mapping[str, Any],
         *,
         environment: Mapping[str, str],
         log: Path,
-        start_timeout_seconds: float,
+        start_timeout_seconds: float | None,
         silence_timeout_seconds: float,
     ) -> None:
         """Remember how to start.
 
         Args:
+            command: Arguments for Python, to which the socket's descriptor is added.
             order: The worker's first line.
             environment: Added to the cleaned environment of this process.
             log: Gets everything that the engine prints.
-            start_timeout_seconds: Until it must be ready.
+            start_timeout_seconds: Until it must be ready; None for no limit.
             silence_timeout_seconds: Until an engine with work must have answered something.
         """
         self.answers = 0
         """Given since the last start."""
         self.log = log
+        self._command = command
         self._order = order
         self._environment = environment
         self._start_timeout = start_timeout_seconds
@@ -101,8 +104,7 @@ class EngineProcess:
             how = f"was not ready after {self._start_timeout:g} s" if line else "ended before it was ready"
             await self.stop(grace_seconds=0.0)
             raise MachineError(
-                f"the engine {how}; {_last_words(self.log)}\n"
-                f"Mend what it says; sampler.tensorrt_llm.start_timeout_seconds is how long it may take."
+                f"the engine {how}; {_last_words(self.log)}\nMend what it says, then run the same command again."
             )
         self.answers = 0
         self._last_sign = time.monotonic()
@@ -142,7 +144,7 @@ class EngineProcess:
             await asyncio.to_thread(_end, process, grace_seconds)
 
     def _spawn(self, descriptor: int) -> "subprocess.Popen[bytes]":
-        command = through_bash([sys.executable, str(WORKER), str(descriptor)])
+        command = through_bash([sys.executable, *self._command, str(descriptor)])
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             output.write(f"--- {shlex.join(command)}\n".encode())

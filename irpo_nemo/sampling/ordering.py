@@ -1,7 +1,7 @@
-"""Many requests at once, in the order that suits an engine that keeps the keys and values of prompts it has read."""
+"""Many requests at once, in the order that suits an engine: one that takes batches, or one that remembers prompts."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from irpo_nemo.sampling.sampler import Completion, SamplingRequest
 
@@ -40,3 +40,10 @@ def order_for_reuse(requests: Sequence[SamplingRequest]) -> list[int]:
         order += [places[0], *waiting]
         waiting = places[1:]
     return order + waiting
+
+
+def batch_numbers(requests: Sequence[SamplingRequest], batch_size: int) -> Iterator[list[int]]:
+    """Yield the places of the requests of each batch; like prompts stand together, and long ones with long ones."""
+    order = sorted(range(len(requests)), key=lambda number: (-len(requests[number].prompt_token_ids), number))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -8,8 +8,6 @@ that kills it stands alone.
 
 import asyncio
 import logging
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.sampling.background import BackgroundLoop
 from irpo_nemo.sampling.endings import close_completion, read_stop_ids
 from irpo_nemo.sampling.engine_process import EngineLost, EngineProcess
+from irpo_nemo.sampling.gpus import list_gpus
 from irpo_nemo.sampling.ordering import complete_all
 from irpo_nemo.sampling.sampler import Completion, SamplingRequest
 from irpo_nemo.tokenization import load_tokenizer
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+WORKER = Path(__file__).with_name("engine") / "worker.py"
 
 _COMPANY = (None, 16, 1)
 """How many requests that an engine died with may be at work on it at once: no limit for those that are new."""
@@ -186,6 +187,7 @@ def _plan_engines(
         if size == 1:
             environment["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"  # no MPI for an engine on one GPU
         yield EngineProcess(
+            [str(WORKER)],
             order,
             environment=environment,
             log=RunFolder(config.run_folder).log(f"engine_{number}"),
@@ -239,18 +241,6 @@ def share_gpus(gpus: Sequence[str], *, size: int, num_engines: int | None) -> li
             f"visible. Set it to at most {len(gpus) // size}."
         )
     return [gpus[number * size : (number + 1) * size] for number in range(count)]
-
-
-def list_gpus() -> list[str]:
-    """The visible GPUs, as CUDA_VISIBLE_DEVICES names them, found without loading CUDA."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
-    try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(number) for number, line in enumerate(listing.splitlines()) if line.startswith("GPU ")]
 
 
 def _to_json(request: SamplingRequest) -> dict[str, Any]:

@@ -1,14 +1,15 @@
-"""The embedded default sampler: a decoding loop over a transformers model, on a CPU or one GPU.
+"""The embedded default sampler: a decoding loop over a transformers model, on a CPU or GPUs.
 
 Why not `generate`: requests that share a prompt share its forward pass, rows leave the batch when they finish, and
 every request brings its own randomness. A token is drawn by inverting the cumulative distribution at one uniform
 number, and the numbers of a request come from its own seed; so a completion does not depend on what is sampled beside
-it, except that another batch shape may round logits differently.
+it, except that another batch shape may round logits differently. Why not transformers' continuous batching: it has one
+seed for all that it draws, so a part drawn again would be another part.
 
 Shapes: rows = completions being decoded, prompts = distinct prompts of the batch, steps = tokens per completion.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ from torch import Tensor
 
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import ConfigError, MachineError, ModelError
-from irpo_nemo.sampling.sampler import Completion, SamplingRequest
+from irpo_nemo.sampling.gpus import list_gpus
+from irpo_nemo.sampling.ordering import batch_numbers
+from irpo_nemo.sampling.sampler import Completion, Sampler, SamplingRequest
+from irpo_nemo.sampling.transformers_pool import TransformersPool
 from irpo_nemo.tokenization import decode, load_tokenizer
 
 _COMPACT_AT = 0.875
@@ -26,29 +30,47 @@ _COMPACT_AT = 0.875
 _NO_TOKEN = -1
 
 
-def open_sampler(config: IRPOConfig, model_folder: Path) -> "TransformersSampler":
+def open_sampler(config: IRPOConfig, model_folder: Path) -> Sampler:
+    """Load the model in this process, or in several.
+
+    Raises:
+        ModelError: The folder cannot be loaded.
+        MachineError: One of several processes cannot start.
+    """
+    gpus = list_gpus() if torch.cuda.is_available() else []
+    num_processes = config.sampler.transformers.num_processes or max(len(gpus), 1)
+    if num_processes > 1:
+        return TransformersPool(config, model_folder, num_processes=num_processes, gpus=gpus)
+    return load_sampler(
+        model_folder,
+        dtype=config.sampler.dtype,
+        batch_size=config.sampler.batch_size,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def load_sampler(model_folder: Path, *, dtype: str, batch_size: int, trust_remote_code: bool) -> "TransformersSampler":
     """Load the model and the tokenizer of a Hugging Face folder.
 
     Raises:
         ModelError: The folder cannot be loaded.
     """
-    trust_remote_code = config.model.trust_remote_code
     tokenizer = load_tokenizer(model_folder, trust_remote_code=trust_remote_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = {
+    torch_dtype = {
         "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
-    }[config.sampler.dtype]
+    }[dtype]
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(model_folder), dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            str(model_folder), dtype=torch_dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{model_folder}: cannot be loaded ({reason}). Copy the whole folder again.") from error
-    return TransformersSampler(model.to(device).eval(), tokenizer, batch_size=config.sampler.batch_size)
+    return TransformersSampler(model.to(device).eval(), tokenizer, batch_size=batch_size)
 
 
 class TransformersSampler:
@@ -181,13 +203,6 @@ def stop_token_ids(
     """Tokens that end a completion: those that the model's generation settings name, and the tokenizer's."""
     named = model.generation_config.eos_token_id
     return sorted({tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
-
-
-def batch_numbers(requests: Sequence[SamplingRequest], batch_size: int) -> Iterator[list[int]]:
-    """Yield the places of the requests of each batch; like prompts stand together, and long ones with long ones."""
-    order = sorted(range(len(requests)), key=lambda number: (-len(requests[number].prompt_token_ids), number))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 def draw_uniforms(requests: Sequence[SamplingRequest]) -> np.ndarray:

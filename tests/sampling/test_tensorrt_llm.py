@@ -23,9 +23,9 @@ from irpo_nemo.config_files import dump_config
 from irpo_nemo.errors import ConfigError, MachineError
 from irpo_nemo.records import Candidate
 from irpo_nemo.sampling import Completion, SamplingRequest, open_sampler
-from irpo_nemo.sampling.engine_process import WORKER
+from irpo_nemo.sampling.gpus import list_gpus
 from irpo_nemo.sampling.parts import sample_split
-from irpo_nemo.sampling.tensorrt_llm import engine_arguments, list_gpus, share_gpus
+from irpo_nemo.sampling.tensorrt_llm import WORKER, engine_arguments, share_gpus
 from irpo_nemo.tasks import load_task
 from irpo_nemo.tokenization import load_tokenizer
 from tests.sampling.conftest import make_config

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from irpo_nemo.errors import ConfigError, ModelError
 from irpo_nemo.sampling import Completion, SamplingRequest, open_sampler
-from irpo_nemo.sampling.transformers import batch_numbers, choose_tokens, draw_uniforms, keep_top_p, stop_token_ids
+from irpo_nemo.sampling.ordering import batch_numbers
+from irpo_nemo.sampling.transformers import choose_tokens, draw_uniforms, keep_top_p, stop_token_ids
 from tests.sampling.conftest import make_config
 
 NUM_DRAWS = 200_000
