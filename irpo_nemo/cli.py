@@ -93,7 +93,10 @@ def _make_parser() -> argparse.ArgumentParser:
     ):
         add(name, command, description).add_argument("run_folder", metavar="RUN_DIR", type=Path)
     _add_grading(add("grade", _grade, "Verdicts for a file of model outputs: rows with response and gold."))
-    add("doctor", _doctor, "Is this environment fit; golden self-tests.")
+    doctor = add("doctor", _doctor, "Is this environment fit, and what is missing; golden self-tests.")
+    doctor.add_argument(
+        "run_root", metavar="RUN_ROOT", nargs="?", type=Path, default=Path("runs"), help="where runs go"
+    )
     _add_conversions(add("convert", _convert_to_hf, "Weights between Hugging Face folders and Megatron checkpoints."))
     return parser
 
@@ -278,7 +281,7 @@ def _read_parallel(sizes: Sequence[str]) -> ParallelConfig:
     return ParallelConfig(**values)
 
 
-def _doctor(parsed: argparse.Namespace) -> None:  # noqa: ARG001
+def _doctor(parsed: argparse.Namespace) -> None:
     from irpo_nemo.launch.doctor import examine_environment
 
-    examine_environment()
+    examine_environment(parsed.run_root)

@@ -2,13 +2,13 @@
 
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from irpo_nemo.errors import MachineError
 from irpo_nemo.launch.environment import PACKAGES, describe_environment, installed_version
+from irpo_nemo.launch.machine import examine_machine
 
 _NEEDED_FOR = {
     "torch": "training and sampling: pip install 'irpo-nemo[train]'",
@@ -18,29 +18,41 @@ _NEEDED_FOR = {
     "matplotlib": "the report's plots: pip install 'irpo-nemo[report]'",
 }
 
+_USE_OF = {
+    "tensorrt-llm": "sampler=tensorrt_llm, in a container of its own: docker build --target sampler",
+    "transformer-engine": "Megatron's fused Adam on GPUs; comes with NVIDIA's PyTorch image",
+    "apex": "Megatron's fused Adam on GPUs where Transformer Engine is not there",
+}
 
-def examine_environment() -> None:
+
+def examine_environment(run_root: Path) -> None:
     """Print every finding.
 
+    Args:
+        run_root: Where runs are to stand.
+
     Raises:
-        MachineError: A self-test failed.
+        MachineError: A self-test failed, or the machine has something that a run would fail on.
     """
     environment = describe_environment()
     print(f"irpo-nemo {environment['irpo_nemo']} ({environment['git'] or 'installed'}), Python {environment['python']}")
     print(f"{environment['host']['platform']}, {environment['host']['cpus']} CPUs")
     for package in PACKAGES:
-        print(f"  {package:<14} {_describe_package(package)}")
-    print(f"  {'sbatch':<14} {shutil.which('sbatch') or 'not found: runs go on this machine only'}")
-    failures = [_try(name, check) for name, check in _SELF_TESTS.items()]
+        print(f"  {package:<18} {_describe_package(package)}")
+    failures = []
+    for finding in examine_machine(run_root):
+        print(f"  {finding.state:<8} {finding.about}: {finding.text}")
+        failures.append(finding.state == "FAILED")
+    failures += [_try(name, check) for name, check in _SELF_TESTS.items()]
     if any(failures):
-        raise MachineError(f"{sum(failures)} of {len(failures)} self-tests failed; see above.")
+        raise MachineError(f"{sum(failures)} of {len(failures)} examinations failed; see above.")
 
 
 def _describe_package(package: str) -> str:
     if installed := installed_version(package):
         return installed
     need = _NEEDED_FOR.get(package)
-    return f"missing; needed for {need}" if need else "missing; optional"
+    return f"missing; needed for {need}" if need else f"missing; optional: {_USE_OF.get(package, '')}".rstrip(": ")
 
 
 def _try(name: str, check: Callable[[], str]) -> bool:

@@ -19,6 +19,8 @@ PACKAGES = (
     "lightning",
     "transformers",
     "tensorrt-llm",
+    "transformer-engine",
+    "apex",
     "pyarrow",
     "hydra-core",
     "matplotlib",
