@@ -84,7 +84,9 @@ def _make_parser() -> argparse.ArgumentParser:
         subparser.add_argument("config", metavar="CONFIG", help="a name in conf/, or the path of a YAML file")
         _add_overrides(subparser)
     stage = add("stage", _stage, "One stage, as launchers call it.")
-    stage.add_argument("stage", metavar="NAME", help="prepare, sft, sample, grade, pair, train or report")
+    stage.add_argument(
+        "stage", metavar="NAME", help="prepare, sft, sample, grade, pair, trial, select, train or report"
+    )
     stage.add_argument("config", metavar="CONFIG")
     _add_overrides(stage)
     for name, command, description in (

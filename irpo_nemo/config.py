@@ -330,6 +330,21 @@ class TrainingConfig:
 
 
 @dataclass(kw_only=True)
+class SelectionConfig:
+    """How many steps an iteration trains for, chosen as the paper does for GSM8K.
+
+    A first training, the trial, leaves some training problems out. Its model is kept every so many steps, and the one
+    that solves most of them by greedy decoding says for how many steps M_t is then trained on all pairs.
+    """
+
+    enabled: bool = False
+    num_problems: int = bounded(1000, minimum=1)
+    """Training problems that the trial leaves out."""
+    every_steps: int = bounded(500, minimum=1)
+    """How often the trial's model is kept; its last one is too."""
+
+
+@dataclass(kw_only=True)
 class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on the task's demonstrations, which makes M_0."""
 
@@ -409,6 +424,7 @@ class IRPOConfig:
     pairing: PairingConfig = field(default_factory=PairingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -2,6 +2,7 @@
 
     prepare ─► sft ─► M_0        (only when the run makes its own M_0)
     for t = 0 .. T:   M_t ─► sample ─► grade ─► pair ─► train ─► M_t+1        (M_T is sampled and graded only)
+                                                  pair ─► trial ─► select ─► train        (with selection)
     report
 
 A step is done when its manifest exists, was made from the same settings and the same inputs, and its outputs exist.
@@ -11,7 +12,7 @@ change a step's result: raising num_iterations or moving to another launcher inv
 Knows files and digests; never torch, models or processes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from irpo_nemo.config_checks import check_relations
 from irpo_nemo.errors import ArtifactError, ConfigError, DataError
 from irpo_nemo.model_shape import find_model_mistakes
 from irpo_nemo.run_folder import RunFolder
+from irpo_nemo.selection import split_problems
 
 State = Literal["done", "ready", "waiting", "stale"]
 """`ready`: all it reads is there; `waiting`: an earlier step is not done; `stale`: finished once, no longer valid."""
@@ -173,12 +175,14 @@ def find_file_mistakes(config: IRPOConfig) -> Iterator[str]:
     if check_relations(config):
         return
     task = load_task(config)
-    if task.data_files():
-        for load_problems in (task.train_problems, task.test_problems):
-            try:
-                load_problems()
-            except DataError as error:
-                yield str(error)
+    checks: list[Callable[[], Any]] = [task.train_problems, task.test_problems] if task.data_files() else []
+    if config.selection.enabled:
+        checks[:1] = [lambda: split_problems(config, task)]
+    for load_problems in checks:
+        try:
+            load_problems()
+        except DataError as error:
+            yield str(error)
 
 
 def refuse_changes(config: IRPOConfig, steps: list[Step]) -> None:
@@ -283,16 +287,55 @@ def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Ite
         leftovers=pairs,
         manifest=folder.manifest("pair"),
     )
+    made_by_train: tuple[Path, ...] = (folder.reference, folder.hf)
+    selected: tuple[tuple[str, int | None], ...] = ()
+    if config.selection.enabled:
+        yield from _draft_selection(config, t, after=(*model_step, ("pair", t)), sources=sources, model=model_source)
+        made_by_train, selected = (folder.hf,), (("select", t),)
     yield _Draft(
         stage="train",
         iteration=t,
         keys=("seed", "loss", "training", "parallel"),
-        after=(*model_step, ("pair", t)),
+        after=(*model_step, ("pair", t), *selected),
         sources=model_source,
-        outputs=(folder.reference, folder.hf),
-        leftovers=(folder.reference, folder.train.root, folder.hf),
+        outputs=made_by_train,
+        leftovers=(*made_by_train, folder.train.root),
         manifest=folder.manifest("train"),
         ranks=config.launcher.ranks,
+    )
+
+
+def _draft_selection(
+    config: IRPOConfig,
+    t: int,
+    *,
+    after: tuple[tuple[str, int | None], ...],
+    sources: dict[str, str],
+    model: dict[str, str],
+) -> Iterator[_Draft]:
+    """The kept models are no outputs: when `select` has measured them, it drops all but the best."""
+    folder = RunFolder(config.run_folder).iteration(t)
+    trial = folder.trial
+    yield _Draft(
+        stage="trial",
+        iteration=t,
+        keys=(*_TASK, "loss", "training", "parallel", "selection"),
+        after=after,
+        sources=sources | model,
+        outputs=(folder.reference, trial.steps),
+        leftovers=(folder.reference, trial.steps, trial.train.root, trial.models),
+        manifest=folder.manifest("trial"),
+        ranks=config.launcher.ranks,
+    )
+    yield _Draft(
+        stage="select",
+        iteration=t,
+        keys=(*_TASK, "selection", "sampling.max_new_tokens", "sampler", "grading", "model.trust_remote_code"),
+        after=(("trial", t),),
+        sources=sources,
+        outputs=(folder.selection,),
+        leftovers=(folder.selection, trial.root / "samples", trial.root / "graded"),
+        manifest=folder.manifest("select"),
     )
 
 

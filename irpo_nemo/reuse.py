@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _ROOMS_WITHOUT_EFFECT = ("cli.py", "__main__.py", "grade_file", "launch", "reporting")
 """What a step makes does not depend on these."""
 
-_READ_WEIGHTS = ("sft", "sample", "train")
+_READ_WEIGHTS = ("sft", "sample", "trial", "train")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ runs/<name>/
   iteration_00/
     samples/train  samples/test  graded/train  graded/test
     evaluation.json  disagreements.jsonl  pairs.parquet  pairs.json  reference.parquet
+    trial/  selection.json   with selection: a training without some problems, and how many steps were best
     train/                   checkpoints/, metrics.jsonl, TensorBoard events
     hf/                      M_1
     <stage>.manifest.json
@@ -37,6 +38,38 @@ class TrainFolder:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The training that finds out how many steps are best."""
+
+    root: Path
+
+    @property
+    def train(self) -> TrainFolder:
+        return TrainFolder(self.root / "train")
+
+    @property
+    def models(self) -> Path:
+        """A Hugging Face folder for each step at which the model was kept."""
+        return self.root / "models"
+
+    @property
+    def steps(self) -> Path:
+        """Those steps, each with its validation loss."""
+        return self.root / "steps.json"
+
+    def model(self, step: int) -> Path:
+        return self.models / f"step_{step:08d}"
+
+    def samples(self, step: int) -> Path:
+        """Parquet parts: how the model of `step` solves the held-out problems."""
+        return self.root / "samples" / f"step_{step:08d}"
+
+    def graded(self, step: int) -> Path:
+        """A Parquet part for each of `samples(step)`."""
+        return self.root / "graded" / f"step_{step:08d}"
 
 
 @dataclass(frozen=True)
@@ -107,6 +140,15 @@ class IterationFolder:
     @property
     def train(self) -> TrainFolder:
         return TrainFolder(self.root / "train")
+
+    @property
+    def trial(self) -> TrialFolder:
+        return TrialFolder(self.root / "trial")
+
+    @property
+    def selection(self) -> Path:
+        """How each kept model of the trial did, and the step that was chosen."""
+        return self.root / "selection.json"
 
     @property
     def hf(self) -> Path:

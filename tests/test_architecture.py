@@ -26,6 +26,7 @@ FLOORS = {
     "tokenization": 2,
     "tasks": 2.5,
     "sampling": 3,
+    "selection": 2.7,
     "training": 3,
     "reporting": 3,
     "model_zero": 3,

@@ -9,7 +9,7 @@ from irpo_nemo.artifacts import Manifest, write_manifest
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.config_files import load_config
 from irpo_nemo.errors import ArtifactError, ConfigError
-from irpo_nemo.pipeline import Step, find_step, model_of, plan, refuse_changes, splits_of
+from irpo_nemo.pipeline import Step, find_file_mistakes, find_step, model_of, plan, refuse_changes, splits_of
 
 MODEL_CONFIG = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 
@@ -86,6 +86,39 @@ def test_the_steps_of_a_run_in_order(tmp_path: Path) -> None:
         "iteration 1 grade",
         "report",
     ]
+
+
+def test_selection_puts_a_trial_before_training(tmp_path: Path) -> None:
+    steps = plan(make_config(tmp_path, "num_iterations=1", "selection.enabled=true", "selection.num_problems=40"))
+    assert [step.title for step in steps[4:8]] == [
+        "iteration 0 pair",
+        "iteration 0 trial",
+        "iteration 0 select",
+        "iteration 0 train",
+    ]
+    trial, select, train = steps[5:8]
+    assert [path.name for path in train.outputs] == ["hf"], "the trial's reference log-probs are used again"
+    assert [path.name for path in trial.outputs] == ["reference.parquet", "steps.json"]
+    assert [path.name for path in select.outputs] == ["selection.json"]
+
+
+def test_selection_settings_matter_only_when_it_is_on(tmp_path: Path) -> None:
+    finish_until(make_config(tmp_path))
+    assert set(states(make_config(tmp_path, "selection.every_steps=7")).values()) == {"done"}
+    selecting = ["selection.enabled=true", "selection.num_problems=40"]
+    assert states(make_config(tmp_path, *selecting))["iteration 0 trial"] == "ready"
+    finish_until(make_config(tmp_path, *selecting))
+    with pytest.raises(ConfigError, match=r"^selection\.every_steps: is 7, but iteration 0 trial in "):
+        refuse_changes(changed := make_config(tmp_path, *selecting, "selection.every_steps=7"), plan(changed))
+
+
+def test_more_held_out_problems_than_there_are_is_told_before_anything_runs() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", [*PINNED, "selection.enabled=true"], also_check=find_file_mistakes)
+    assert str(caught.value) == (
+        "quickstart: selection.num_problems: is 1000, but there are only 400 training problems to take them from. "
+        "Lower it."
+    )
 
 
 def test_without_fine_tuning_the_run_starts_with_sampling(tmp_path: Path) -> None:

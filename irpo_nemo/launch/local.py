@@ -19,7 +19,7 @@ from irpo_nemo.launch.progress import Progress, read_progress
 from irpo_nemo.pipeline import Step, plan, refuse_changes
 from irpo_nemo.run_folder import RunFolder
 
-_TORCH_DISTRIBUTED_STAGES = ("sft", "train")
+_TORCH_DISTRIBUTED_STAGES = ("sft", "trial", "train")
 
 
 def run_locally(config: IRPOConfig) -> bool:

@@ -186,6 +186,8 @@ def _print_assumptions(config: IRPOConfig, estimate: Estimate, problems: tuple[i
         f"  {problems[0]} training problems, {problems[1]} to measure on; {cluster.prompt_tokens} tokens a prompt, "
         f"{cluster.completion_tokens} a completion; num_pairs_per_problem pairs from each"
     )
+    if config.selection.enabled:
+        print("  not counted: selection, whose trial takes about as long as training")
     hours = "cluster.failure_hours_per_gpu" if cluster.failure_hours_per_gpu else FAILURE_SOURCE
     print(
         f"  failures: {hours}; checkpoint {cluster.checkpoint_seconds:.0f} s, restart {cluster.restart_seconds:.0f} s"

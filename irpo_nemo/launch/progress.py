@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from irpo_nemo.artifacts import list_parts
+from irpo_nemo.artifacts import list_parts, read_json
 from irpo_nemo.config import IRPOConfig, TrainingConfig
 from irpo_nemo.pipeline import EVALUATION_SPLIT, TRAINING_SPLIT, Split, Step, splits_of
 from irpo_nemo.run_folder import IterationFolder, RunFolder, TrainFolder
@@ -41,8 +41,13 @@ def read_progress(config: IRPOConfig, step: Step) -> Progress | None:
     if step.iteration is None:
         return None
     iteration = folder.iteration(step.iteration)
+    if step.stage == "trial":
+        num_pairs = _count_learned_pairs(config, iteration)
+        return _training_progress(iteration.trial.train, count_steps(num_pairs, config.training))
     if step.stage == "train":
-        return _training_progress(iteration.train, count_steps(count_rows(iteration.pairs), config.training))
+        return _training_progress(iteration.train, _count_train_steps(config, iteration))
+    if step.stage == "select":
+        return _selection_progress(config, iteration)
     splits = splits_of(config, step.iteration)
     if step.stage == "sample":
         return _sampling_progress(iteration, splits, total=count_candidates(config, step.iteration))
@@ -51,6 +56,32 @@ def read_progress(config: IRPOConfig, step: Step) -> Progress | None:
         graded = sum(len(list_parts(iteration.graded(split))) for split in splits)
         return Progress(done=graded, total=sampled, unit="parts")
     return None
+
+
+def _count_train_steps(config: IRPOConfig, iteration: IterationFolder) -> int:
+    if config.selection.enabled:
+        return int(read_json(iteration.selection)["chosen_step"])
+    return count_steps(count_rows(iteration.pairs), config.training)
+
+
+def _count_learned_pairs(config: IRPOConfig, iteration: IterationFolder) -> int:
+    """Pairs of the problems that the trial does not leave out."""
+    import pyarrow.parquet as pq
+
+    from irpo_nemo.selection import split_problems
+    from irpo_nemo.tasks import load_task
+
+    learned = {problem.problem_id for problem in split_problems(config, load_task(config))[0]}
+    return sum(
+        name in learned for name in pq.read_table(iteration.pairs, columns=["problem_id"])["problem_id"].to_pylist()
+    )
+
+
+def _selection_progress(config: IRPOConfig, iteration: IterationFolder) -> Progress:
+    steps = [entry["step"] for entry in read_json(iteration.trial.steps)]
+    sampled = sum(len(list_parts(iteration.trial.samples(step))) for step in steps)
+    parts = math.ceil(config.selection.num_problems / config.sampler.problems_per_part)
+    return Progress(done=sampled, total=parts * len(steps), unit="parts")
 
 
 def count_rows(path: Path) -> int:

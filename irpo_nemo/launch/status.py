@@ -51,6 +51,8 @@ def _print_last_metrics(config: IRPOConfig, steps: list[Step]) -> None:
     for step in steps:
         if step.stage == "sft":
             trained.append((step.title, folder.model_zero.train))
+        if step.stage == "trial" and step.iteration is not None:
+            trained.append((step.title, folder.iteration(step.iteration).trial.train))
         if step.stage == "train" and step.iteration is not None:
             trained.append((step.title, folder.iteration(step.iteration).train))
     for title, train in reversed(trained):

@@ -67,6 +67,7 @@ def _collect_iteration(index: int, folder: IterationFolder) -> dict[str, Any]:
         "pairs": pairs,
         "loss": _first_and_last(metrics),
         "candidates": _count_candidates(folder),
+        "selection": read_json(folder.selection) if read_manifest(folder.manifest("select")) is not None else None,
         "seconds": _collect_seconds(folder),
         "tokens": _collect_tokens(folder),
     }
@@ -104,7 +105,7 @@ def _first_and_last(metrics: list[dict[str, Any]]) -> dict[str, dict[str, float]
 def _collect_seconds(folder: IterationFolder) -> dict[str, float]:
     """Wall time by stage; training by its parts. Of the last attempt where a stage was interrupted."""
     seconds = {}
-    for stage in ("sample", "grade", "pair"):
+    for stage in ("sample", "grade", "pair", "trial", "select"):
         if manifest := read_manifest(folder.manifest(stage)):
             seconds[stage] = manifest.seconds["total"]
     if manifest := read_manifest(folder.manifest("train")):

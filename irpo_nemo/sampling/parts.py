@@ -75,6 +75,7 @@ def sample_split(
     split: Split,
     folder: Path,
     model_hash: str,
+    problems: Sequence[Problem] | None = None,
     shard: Shard = WHOLE,
     statistics: Path | None = None,
     on_progress: Progress | None = None,
@@ -91,6 +92,7 @@ def sample_split(
         split: "train" or "test".
         folder: Of the parts.
         model_hash: Of the model that the sampler holds (`artifacts.hash_model_folder`).
+        problems: Instead of the split's.
         shard: Which parts; all of them by default, which also proves that `folder` holds those and no others.
         statistics: Folder that gets the speed and the make-up of each part drawn.
         on_progress: Told after each part.
@@ -101,7 +103,8 @@ def sample_split(
         MachineError: More than sampler.max_failed_share of a part could not be drawn.
     """
     settings = SplitSettings.of(config, iteration=iteration, split=split, model_hash=model_hash)
-    problems = task.train_problems() if split == "train" else task.test_problems()
+    if problems is None:
+        problems = task.train_problems() if split == "train" else task.test_problems()
     _claim_folder(folder, settings)
     numbers = [number for number in range(_count_parts(problems, settings)) if shard.owns(number)]
     if shard.count == 1:

@@ -35,7 +35,7 @@ from irpo_nemo.sampling.parts import Shard
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("prepare", "sft", "sample", "grade", "pair", "train", "report")
+STAGES = ("prepare", "sft", "sample", "grade", "pair", "trial", "select", "train", "report")
 
 _TICKET_WAIT_SECONDS = 120.0
 _TAKE_OVER_WAIT_SECONDS = 7200.0

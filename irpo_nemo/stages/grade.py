@@ -42,7 +42,15 @@ def run(config: IRPOConfig, iteration: int | None) -> StageResult:
     with GradingPool(task.grader, config.grading) as pool:
         check_grader(pool)
         for split in splits:
-            _grade_parts(pool, _problems_of(task, split), folder, split, audit=config.grading.audit)
+            grade_parts(
+                pool,
+                _problems_of(task, split),
+                samples=folder.samples(split),
+                graded=folder.graded(split),
+                statistics=folder.sampling_statistics(split),
+                votes=split == EVALUATION_SPLIT,
+                audit=config.grading.audit,
+            )
     evaluation = evaluate(read_parts(folder.graded(EVALUATION_SPLIT), GradedCandidate), task.test_problems())
     write_json(folder.evaluation, evaluation.to_json())
     counts: dict[str, Any] = {"verdicts": {split: _count_verdicts(folder.graded(split)) for split in splits}}
@@ -57,20 +65,38 @@ def _problems_of(task: Task, split: Split) -> list[Problem]:
     return task.test_problems() if split == EVALUATION_SPLIT else task.train_problems()
 
 
-def _grade_parts(
-    pool: GradingPool, problems: Iterable[Problem], folder: IterationFolder, split: Split, *, audit: bool
+def grade_parts(
+    pool: GradingPool,
+    problems: Iterable[Problem],
+    *,
+    samples: Path,
+    graded: Path,
+    statistics: Path | None = None,
+    votes: bool = False,
+    audit: bool = False,
 ) -> None:
-    """Grade each part of the split's samples that has no graded part yet."""
+    """Grade each part in `samples` that has no part in `graded` yet.
+
+    Args:
+        pool: Of the task's grader.
+        problems: Those that were sampled.
+        samples: Folder of parts of `Candidate`.
+        graded: Folder of parts of `GradedCandidate`.
+        statistics: Of the samples; gets the share of unparsable ones.
+        votes: Say of each problem's samples which answers mean the same.
+        audit: Ask the second grader too.
+    """
     by_id = {problem.problem_id: problem for problem in problems}
-    for part in list_parts(folder.samples(split)):
-        target = folder.graded(split) / part.name
+    for part in list_parts(samples):
+        target = graded / part.name
         if target.exists():
             continue
-        graded = list(_grade_candidates(pool, by_id, read_records(part, Candidate), audit=audit))
-        if split == EVALUATION_SPLIT:
-            graded = _classify_samples(pool, graded)
-        add_verdicts(folder.sampling_statistics(split), part, graded)
-        write_records(target, graded, GradedCandidate)
+        grades = list(_grade_candidates(pool, by_id, read_records(part, Candidate), audit=audit))
+        if votes:
+            grades = _classify_samples(pool, grades)
+        if statistics is not None:
+            add_verdicts(statistics, part, grades)
+        write_records(target, grades, GradedCandidate)
 
 
 def _grade_candidates(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from irpo_nemo.artifacts import read_json
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.pipeline import model_of
 from irpo_nemo.run_folder import RunFolder
@@ -12,11 +13,15 @@ if TYPE_CHECKING:
 
 
 def run(config: IRPOConfig, iteration: int | None) -> StageResult:
-    """Train M_t on its pairs and export M_t+1."""
-    from irpo_nemo.training.session import train_irpo
+    """Train M_t on all its pairs, with selection for the number of steps that was chosen, and export M_t+1."""
+    from irpo_nemo.training.session import Steps, train_irpo
 
     assert iteration is not None
     folder = RunFolder(config.run_folder).iteration(iteration)
+    steps = None
+    if config.selection.enabled:
+        selection = read_json(folder.selection)
+        steps = Steps(count=selection["chosen_step"], schedule=selection["trial_steps"])
     outcome = train_irpo(
         config,
         iteration=iteration,
@@ -25,6 +30,7 @@ def run(config: IRPOConfig, iteration: int | None) -> StageResult:
         reference=folder.reference,
         folder=folder.train,
         export_to=folder.hf,
+        steps=steps,
     )
     return as_stage_result(outcome)
 

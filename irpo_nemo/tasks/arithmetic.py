@@ -128,7 +128,7 @@ class ArithmeticTask:
 
     def _train_and_dev(self) -> tuple[list[Problem], list[Problem]]:
         problems = [_problem(f"train-{row}", story) for row, story in enumerate(self._train_stories())]
-        return hold_out(problems, self._task.num_dev_problems, seed=self._seed)
+        return hold_out(problems, self._task.num_dev_problems, salt=f"{self._seed}/dev", option="task.num_dev_problems")
 
     def _prompt(self, question: str) -> str:
         return self._template.replace("{question}", question)

@@ -108,7 +108,8 @@ class FileTask:
     @cached_property
     def _train_and_dev(self) -> tuple[list[Problem], list[Problem]]:
         problems = without_questions_of(self._all_train_problems, self._shots)
-        return hold_out(problems, self.config.task.num_dev_problems, seed=self.config.seed)
+        count, salt = self.config.task.num_dev_problems, f"{self.config.seed}/dev"
+        return hold_out(problems, count, salt=salt, option="task.num_dev_problems")
 
     @cached_property
     def _all_train_problems(self) -> list[Problem]:

@@ -12,23 +12,28 @@ def shuffle_by_question(problems: Sequence[Problem], *, salt: str) -> list[Probl
     return sorted(problems, key=lambda problem: hashlib.sha256(f"{salt}\0{problem.question}".encode()).digest())
 
 
-def hold_out(problems: Sequence[Problem], count: int, *, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """Split into training and development problems, both in their old order.
+def hold_out(problems: Sequence[Problem], count: int, *, salt: str, option: str) -> tuple[list[Problem], list[Problem]]:
+    """Split into training and held-out problems, both in their old order.
 
-    A question that is asked twice never stands on both sides: what has a development question leaves the training set.
+    A question that is asked twice never stands on both sides: what has a held-out question leaves the training set.
+
+    Args:
+        problems: To be split.
+        count: How many to hold out.
+        salt: With the questions, decides which.
+        option: The key that asks for `count`, for the message.
 
     Raises:
         DataError: No training problem would be left.
     """
-    chosen = {problem.problem_id for problem in shuffle_by_question(problems, salt=f"{seed}/dev")[:count]}
-    dev = [problem for problem in problems if problem.problem_id in chosen]
-    rest = without_questions_of(problems, dev)
+    chosen = {problem.problem_id for problem in shuffle_by_question(problems, salt=salt)[:count]}
+    held_out = [problem for problem in problems if problem.problem_id in chosen]
+    rest = without_questions_of(problems, held_out)
     if not rest:
         raise DataError(
-            f"task.num_dev_problems: is {count}, but there are only {len(problems)} training problems to take them "
-            "from. Lower it."
+            f"{option}: is {count}, but there are only {len(problems)} training problems to take them from. Lower it."
         )
-    return rest, dev
+    return rest, held_out
 
 
 def without_questions_of(problems: Sequence[Problem], others: Sequence[Problem]) -> list[Problem]:

@@ -53,7 +53,9 @@ class IRPOModelConfig:
     """Where the weights, their shape and the tokenizer come from."""
     seed: int
     num_steps: int
-    """Optimizer steps of the whole run; the learning-rate schedule needs it."""
+    """Optimizer steps of the whole run."""
+    schedule_steps: int
+    """Steps that the learning-rate schedule is made for; more than num_steps where a trial ended earlier."""
     loss: LossConfig
     training: TrainingConfig
     parallel: ParallelConfig
@@ -109,7 +111,7 @@ class IRPOModel(ModelPT):
         self._wrapped = wrap_in_ddp(list(self.chunks), self.options.training)
         self.megatron_optimizer = make_optimizer(self._wrapped, self.options.training)
         self.megatron_scheduler = make_scheduler(
-            self.megatron_optimizer, self.options.training.optimizer, self.options.num_steps
+            self.megatron_optimizer, self.options.training.optimizer, self.options.schedule_steps
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
@@ -143,6 +145,12 @@ class IRPOModel(ModelPT):
         """
         outputs = self._run_schedule(list(self.chunks), batch, _scores, forward_only=True)
         return [output["logprobs"] for output in outputs] if reports_losses() else None
+
+    @torch.no_grad()
+    def validation_loss(self, batch: Sequence[MicroBatch]) -> float:
+        """The mean loss of one global batch, on every rank, without a gradient."""
+        outputs = self._run_schedule(list(self.chunks), batch, self._loss, forward_only=True)
+        return _reduce_metrics(outputs)["loss/total"]
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder with the tokenizer of the one the weights came from. Every rank calls this."""

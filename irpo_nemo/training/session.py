@@ -44,6 +44,19 @@ from irpo_nemo.training.strategy import make_trainer
 
 logger = logging.getLogger(__name__)
 
+VALIDATION_LOSS = "validation/loss"
+"""The metric under which a callback leaves what it measured on held-out examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """How long to train, where epochs and max_steps do not say it."""
+
+    count: int
+    """Optimizer steps to take."""
+    schedule: int
+    """Steps that the learning-rate schedule is made for."""
+
 
 @dataclass(kw_only=True)
 class TrainingOutcome:
@@ -84,6 +97,7 @@ def train_irpo(
     reference: Path,
     folder: TrainFolder,
     export_to: Path,
+    steps: Steps | None = None,
 ) -> TrainingOutcome:
     """Train M_t on its pairs with DPO + NLL and export M_t+1 to `export_to`. Every rank calls this.
 
@@ -95,6 +109,7 @@ def train_irpo(
         reference: Parquet of `ReferenceLogprob`; written here, or reused when it covers the pairs under M_t.
         folder: Where checkpoints and metrics go.
         export_to: Where M_t+1 goes.
+        steps: How long, when a trial has found it out.
 
     Raises:
         DataError: There are no pairs.
@@ -107,7 +122,7 @@ def train_irpo(
             "why. Sample more candidates (sampling.num_candidates) or at another sampling.temperature."
         )
     with outcome.timed("load"):
-        policy = load_policy(config, config.training, model, num_examples=len(preference_pairs))
+        policy = load_policy(config, config.training, model, num_examples=len(preference_pairs), steps=steps)
     with outcome.timed("reference"):
         references = reference_logprobs(policy, preference_pairs, reference, model_hash=hash_model_folder(model))
     with outcome.timed("train"):
@@ -124,19 +139,21 @@ def train_irpo(
     return outcome
 
 
-def load_policy(config: IRPOConfig, training: TrainingConfig, hf_folder: Path, *, num_examples: int) -> IRPOModel:
+def load_policy(
+    config: IRPOConfig, training: TrainingConfig, hf_folder: Path, *, num_examples: int, steps: Steps | None = None
+) -> IRPOModel:
     """Build the policy of this job on this rank, with the weights of `hf_folder`."""
-    num_steps = count_steps(
-        num_examples,
-        training.global_batch_size,
-        num_epochs=training.num_epochs,
-        max_steps=training.max_steps,
-    )
+    if steps is None:
+        count = count_steps(
+            num_examples, training.global_batch_size, num_epochs=training.num_epochs, max_steps=training.max_steps
+        )
+        steps = Steps(count=count, schedule=count)
     plain = TrainingConfig(**{f.name: getattr(training, f.name) for f in dataclasses.fields(TrainingConfig)})
     options = IRPOModelConfig(
         hf_folder=str(hf_folder),
         seed=config.seed,
-        num_steps=num_steps,
+        num_steps=steps.count,
+        schedule_steps=steps.schedule,
         loss=config.loss,
         training=plain,
         parallel=config.parallel,
@@ -152,8 +169,12 @@ def fit(
     data_digest: str,
     title: str,
     outcome: TrainingOutcome,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train from the newest checkpoint, or from the start, to the last step, which always leaves a checkpoint."""
+    """Train from `latest`, or from the start, to the last step, which always leaves a checkpoint.
+
+    `callbacks` come to their turn after a step is logged and before its checkpoint.
+    """
     training, num_steps = policy.options.training, policy.options.num_steps
     policy.prepare_for_training()
     checkpoints = Checkpoints(
@@ -185,6 +206,7 @@ def fit(
         seed=policy.options.seed,
         callbacks=[
             LogSteps(log, check_first_step=has_pairs),
+            *callbacks,
             SaveCheckpoints(checkpoints, interruption=interruption),
         ],
     )
@@ -197,7 +219,10 @@ def fit(
 
 
 class SaveCheckpoints(Callback):
-    """A checkpoint every so many steps, one after the last, and one after a signal, which ends the process."""
+    """A checkpoint every so many steps, where a validation loss was measured, after the last step, and after a signal.
+
+    The signal then ends the process.
+    """
 
     def __init__(self, checkpoints: Checkpoints, *, interruption: Interruption) -> None:
         self.checkpoints = checkpoints
@@ -213,8 +238,10 @@ class SaveCheckpoints(Callback):
     ) -> None:
         training = module.options.training
         signum, is_last = self.interruption.agreed(), module.step == module.options.num_steps
-        if signum or is_last or module.step % training.checkpoint_every_steps == 0:
-            self.checkpoints.save(module)
+        validation_loss = module.last_metrics.get(VALIDATION_LOSS)
+        is_due = module.step % training.checkpoint_every_steps == 0 or validation_loss is not None
+        if signum or is_last or is_due:
+            self.checkpoints.save(module, validation_loss=validation_loss)
         if signum or is_last:
             self.checkpoints.wait()
         else:
@@ -227,9 +254,14 @@ class SaveCheckpoints(Callback):
 
 def _finish(policy: IRPOModel, export_to: Path, outcome: TrainingOutcome) -> None:
     with outcome.timed("export"):
-        if is_rank_zero() and export_to.exists():
-            shutil.rmtree(export_to)  # left by a start that ended before its manifest
-        dist.barrier()
-        policy.export(export_to)
+        replace_export(policy, export_to)
     dist.barrier()
     shutdown_parallel()
+
+
+def replace_export(policy: IRPOModel, folder: Path) -> None:
+    """Export, whatever a start that ended too early has left in the place."""
+    if is_rank_zero() and folder.exists():
+        shutil.rmtree(folder)
+    dist.barrier()
+    policy.export(folder)

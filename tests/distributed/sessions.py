@@ -99,22 +99,24 @@ def train(config: IRPOConfig, session: Session) -> dict[str, Any]:
     ).counts
 
 
+def die_before(owner: Any, function: str, is_time: Callable[..., bool]) -> None:
+    """Let SIGKILL hit this process at a call of a function for whose arguments it is time."""
+    original = getattr(owner, function)
+
+    def call(*args: Any, **options: Any) -> Any:
+        if is_time(*args):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **options)
+
+    setattr(owner, function, call)
+
+
 def train_and_die(config: IRPOConfig, session: Session, step: int, moment: Moment) -> None:
     """On each rank."""
     from irpo_nemo.training import checkpoint, sharded_save
     from irpo_nemo.training.model import IRPOModel
 
     name = f"step_{step:08d}"
-
-    def die_before(owner: Any, function: str, is_time: Callable[..., bool]) -> None:
-        original = getattr(owner, function)
-
-        def call(*args: Any, **options: Any) -> Any:
-            if is_time(*args):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **options)
-
-        setattr(owner, function, call)
 
     def is_half_written(transforms: Any, number: int, bucket: Any) -> bool:  # noqa: ARG001
         path = Path(bucket[0])
