@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import irpo_nemo
 from irpo_nemo.config import GradingConfig, IRPOConfig, ParallelConfig
 from irpo_nemo.config_files import load_config
-from irpo_nemo.errors import ConfigError, IRPOError
+from irpo_nemo.errors import ConfigError, IRPOError, MachineError
 from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launcher, send_failure
 from irpo_nemo.model_shape import find_model_mistakes, read_hf_config
-from irpo_nemo.pipeline import find_file_mistakes, plan, refuse_changes
+from irpo_nemo.pipeline import find_file_mistakes, find_missing_trackers, plan, refuse_changes
 from irpo_nemo.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -94,6 +94,9 @@ def _make_parser() -> argparse.ArgumentParser:
         ("report", _report, "Tables, plots and the page, of what is done so far."),
     ):
         add(name, command, description).add_argument("run_folder", metavar="RUN_DIR", type=Path)
+    track = add("track", _track, "What the trackers lack of a run, sent by hand: after a lost network, or offline.")
+    track.add_argument("run_folder", metavar="RUN_DIR", type=Path)
+    _add_overrides(track)
     _add_grading(add("grade", _grade, "Verdicts for a file of model outputs: rows with response and gold."))
     doctor = add("doctor", _doctor, "Is this environment fit, and what is missing; golden self-tests.")
     doctor.add_argument(
@@ -216,13 +219,13 @@ def _split_shard(overrides: Sequence[str]) -> "tuple[Shard | None, list[str]]":
     return Shard(int(index), int(count)), rest
 
 
-def _load_run(folder: Path) -> IRPOConfig:
+def _load_run(folder: Path, overrides: Sequence[str] = ()) -> IRPOConfig:
     """The configuration of an existing run, wherever its folder stands now."""
     run = RunFolder(folder)
     if not run.config.is_file():
         raise ConfigError(f"{folder}: has no config.yaml, so it is not a run folder; wanted runs/NAME")
     whole = folder.resolve()
-    config = load_config(str(run.config))
+    config = load_config(str(run.config), overrides)
     config.run_root, config.name = str(whole.parent), whole.name
     return config
 
@@ -242,6 +245,23 @@ def _report(parsed: argparse.Namespace) -> None:
     write_report(folder)
     print_results(read_results(folder))
     print(f"report: {folder.page}")
+
+
+def _track(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.tracking.mirror import mirror
+
+    config = _load_run(parsed.run_folder, parsed.overrides)
+    if not (config.tracking.wandb.enabled or config.tracking.mlflow.enabled):
+        raise ConfigError(
+            f"{parsed.run_folder}: its configuration names no tracker; "
+            "add tracking.wandb.enabled=true or tracking.mlflow.enabled=true to this command"
+        )
+    if mistakes := list(find_missing_trackers(config)):
+        raise ConfigError("\n".join(mistakes))
+    num_points, failed = mirror(config, ended=lambda _: True, is_last=True)
+    if failed:
+        raise MachineError("\n".join(failed))
+    print(f"{parsed.run_folder}: its {num_points} points are sent")
 
 
 def _grade(parsed: argparse.Namespace) -> None:

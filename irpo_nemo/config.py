@@ -34,13 +34,19 @@ class ArithmeticConfig:
     """The embedded default task: generated stories of additions and subtractions. Seeded by `seed`."""
 
     num_train_problems: int = bounded(400, minimum=1)
+    """Problems that candidates and pairs come from."""
     num_test_problems: int = bounded(400, minimum=1)
+    """Problems that each M_t is measured on."""
     num_demonstrations: int = bounded(20000, minimum=1)
     """Stories that M_0 learns from; none of them is a train or test problem."""
     min_operations: int = bounded(3, minimum=1)
+    """Fewest additions and subtractions of a story."""
     max_operations: int = bounded(5, minimum=1)
+    """Most additions and subtractions of a story."""
     min_operand: int = bounded(2, minimum=1)
+    """Smallest number that is added or taken away."""
     max_operand: int = bounded(9, minimum=1)
+    """Largest number that is added or taken away."""
     terse_share: float = bounded(0.45, minimum=0.0, maximum=1.0)
     """Share of demonstrations that give the final answer alone."""
     partial_share: float = bounded(0.25, minimum=0.0, maximum=1.0)
@@ -52,6 +58,7 @@ class TaskConfig:
     """Problems, prompt and grader."""
 
     name: str = one_of("arithmetic", "arithmetic", "gsm8k", "hendrycks_math", "arc_challenge", "jsonl")
+    """Where problems come from, and how they are asked and graded."""
     train_path: str | None = None
     """File or folder of training problems, or a Hugging Face data set: openai/gsm8k, allenai/ai2_arc:ARC-Easy."""
     extra_train_paths: list[str] = field(default_factory=list)
@@ -90,12 +97,19 @@ class ModelConfig:
     path: str | None = None
     """Hugging Face folder. When null, random weights of the shape below are drawn and sft.enabled is needed."""
     hidden_size: int = bounded(128, minimum=8)
+    """Width; a multiple of 2 x num_attention_heads."""
     num_layers: int = bounded(4, minimum=1)
+    """Transformer layers."""
     num_attention_heads: int = bounded(4, minimum=1)
+    """Query heads."""
     num_key_value_heads: int = bounded(2, minimum=1)
+    """Heads of keys and values; divides num_attention_heads."""
     ffn_hidden_size: int = bounded(384, minimum=8)
+    """Width inside the feed-forward blocks."""
     max_position_embeddings: int = bounded(1024, minimum=8)
+    """Tokens of prompt and completion together."""
     tie_word_embeddings: bool = False
+    """Use one matrix for input and output embeddings."""
     tokenizer: str = one_of("words", "words", "bpe")
     """Made from the demonstrations: one token a word and digit, or byte-level BPE."""
     tokenizer_vocab_size: int = bounded(2048, minimum=300)
@@ -117,6 +131,7 @@ class SamplingConfig:
     temperature: list[float] = bounded([0.8, 0.8, 1.3, 1.3], above=0.0)  # noqa: RUF009 - bounded makes a field
     """One value per iteration; the last repeats."""
     top_p: float = bounded(1.0, above=0.0, maximum=1.0)
+    """Draw from the most probable tokens whose probabilities add up to this."""
     max_new_tokens: int = bounded(512, minimum=1)
     """Tokens per completion, end-of-sequence included; for evaluation as well."""
 
@@ -128,7 +143,9 @@ class EvaluationConfig:
     num_samples: int = bounded(32, minimum=0)
     """Samples per test problem, for majority vote and pass@k; 0 leaves them out."""
     temperature: float = bounded(0.8, above=0.0)
+    """Of the samples for majority vote and pass@k."""
     top_p: float = bounded(1.0, above=0.0, maximum=1.0)
+    """Of the same samples."""
 
 
 @dataclass(kw_only=True)
@@ -196,7 +213,9 @@ class TensorRTLLMConfig:
     num_engines: int | None = bounded(None, minimum=1)
     """Each with a copy of the model; as many as the visible GPUs allow when null."""
     tensor_parallel_size: int = bounded(1, minimum=1)
+    """GPUs that split each layer of one copy."""
     pipeline_parallel_size: int = bounded(1, minimum=1)
+    """Groups of GPUs that hold consecutive layers of one copy."""
     max_seq_len: int | None = bounded(None, minimum=2)
     """Tokens of prompt and completion; the model's positions when null."""
     max_num_tokens: int = bounded(8192, minimum=1)
@@ -208,12 +227,15 @@ class TensorRTLLMConfig:
     free_gpu_memory_fraction: float = bounded(0.9, above=0.0, maximum=1.0)
     """Share for keys and values of what the weights leave free."""
     kv_cache_dtype: str = one_of("auto", "auto", "fp8")
+    """auto: as the model says. fp8 halves the cache."""
     cuda_graphs: bool = True
+    """Record decoding steps once and replay them."""
     sampler_type: str = one_of("auto", "auto", "TorchSampler", "TRTLLMSampler")
     """TRTLLMSampler draws from each completion's own seed; the others, in version 1.2, from one seed per engine."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments for the engine: any of ENGINE_OPTIONS."""
     start_timeout_seconds: float = bounded(1800.0, above=0.0)
+    """How long an engine may take to load the model."""
     silence_timeout_seconds: float = bounded(600.0, above=0.0)
     """An engine that has work and answers nothing for so long is started again."""
 
@@ -223,6 +245,7 @@ class SamplerConfig:
     """The engine that draws completions."""
 
     name: str = one_of("transformers", "transformers", "openai_server", "tensorrt_llm")
+    """transformers runs here; tensorrt_llm starts engines on GPUs; openai_server asks servers."""
     transformers: TransformersConfig = field(default_factory=TransformersConfig)
     batch_size: int = bounded(256, minimum=1)
     """Completions generated at once, by each engine or server."""
@@ -275,6 +298,7 @@ class LossConfig:
     """loss = dpo_weight * dpo + nll_weight * nll, a mean over the pairs of the global batch."""
 
     beta: float = bounded(0.1, above=0.0)
+    """Strength of DPO's pull to the reference."""
     dpo_weight: float = bounded(1.0, minimum=0.0)
     """0 leaves supervised fine-tuning on the chosen completions (STaR)."""
     nll_weight: float = bounded(1.0, minimum=0.0)
@@ -286,14 +310,21 @@ class OptimizerConfig:
     """AdamW, clipping and the learning-rate schedule."""
 
     learning_rate: float = bounded(7e-7, above=0.0)
+    """Highest rate; constant, or where a cosine schedule starts after warm-up."""
     min_learning_rate: float = bounded(0.0, minimum=0.0)
     """Where a cosine schedule ends."""
     schedule: str = one_of("constant", "constant", "cosine")
+    """How the rate changes after warm-up."""
     warmup_steps: int = bounded(0, minimum=0)
+    """Steps over which the rate rises from 0."""
     weight_decay: float = bounded(0.0, minimum=0.0)
+    """AdamW's, decoupled from the gradient."""
     adam_beta1: float = bounded(0.9, minimum=0.0, maximum=0.9999)
+    """Decay of the mean of gradients."""
     adam_beta2: float = bounded(0.999, minimum=0.0, maximum=0.99999)
+    """Decay of the mean of squared gradients."""
     adam_eps: float = bounded(1e-8, above=0.0)
+    """Added to the root of the latter."""
     clip_grad: float = bounded(1.0, minimum=0.0)
     """Global gradient norm is cut to this; 0 for no clipping."""
 
@@ -303,6 +334,7 @@ class TrainingConfig:
     """One training run. Batch sizes count pairs (demonstrations in supervised fine-tuning)."""
 
     global_batch_size: int = bounded(16, minimum=1)
+    """Pairs, or demonstrations, of one optimizer step, over all ranks."""
     max_tokens_per_micro_batch: int = bounded(8192, minimum=1)
     """Tokens that go through the model at once, on one data-parallel rank. One pair always fits, however long."""
     order: str = one_of("shuffled", "shuffled", "by_problem")
@@ -313,6 +345,7 @@ class TrainingConfig:
     pack: bool = True
     """Put the sequences of a micro batch into one row without padding; exact either way."""
     num_epochs: int = bounded(1, minimum=1)
+    """Passes over the pairs."""
     max_steps: int | None = bounded(None, minimum=1)
     """Stop after so many optimizer steps, even within an epoch."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -323,6 +356,7 @@ class TrainingConfig:
     recompute_activations: bool = False
     """Keep only each layer's input for backward: a third more computation, far less memory."""
     checkpoint_every_steps: int = bounded(100, minimum=1)
+    """Steps between checkpoints; what a kill can cost."""
     keep_checkpoints: int = bounded(2, minimum=1)
     """The newest so many; where a validation loss is measured, the best one as well."""
     async_checkpoints: bool = True
@@ -349,6 +383,7 @@ class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on the task's demonstrations, which makes M_0."""
 
     enabled: bool = False
+    """Make M_0 by fine-tuning; otherwise M_0 is the folder at model.path."""
 
 
 @dataclass(kw_only=True)
@@ -356,7 +391,9 @@ class ParallelConfig:
     """How Megatron-core splits the model. Data parallel takes what is left of the ranks."""
 
     tensor_model_parallel_size: int = bounded(1, minimum=1)
+    """Ranks that split each layer; divides the attention heads."""
     pipeline_model_parallel_size: int = bounded(1, minimum=1)
+    """Ranks that hold consecutive layers; divides the layers."""
     sequence_parallel: bool = False
     """Split activations between layers, too, over the tensor-parallel ranks, along the sequence."""
 
@@ -366,6 +403,7 @@ class LauncherConfig:
     """Where stages run."""
 
     name: str = one_of("local", "local")
+    """local: on this machine, one step after the other."""
     ranks: int = bounded(1, minimum=1)
     """Training processes on this machine: one per GPU, or gloo ranks on a CPU."""
     threads_per_rank: int = bounded(1, minimum=1)
@@ -383,6 +421,7 @@ class ClusterConfig:
     gpu_memory_gib: float | None = bounded(None, above=0.0)
     """What a process can allocate; the type's own when null."""
     gpus_per_node: int = bounded(8, minimum=1)
+    """GPUs of a machine, which talk to each other faster than to those of others."""
     network_gigabytes_per_second: float = bounded(50.0, above=0.0)
     """Of one GPU to other nodes, one direction; 50 is 400 Gb/s InfiniBand."""
     mfu: float | None = bounded(None, above=0.0, maximum=1.0)
@@ -402,16 +441,54 @@ class ClusterConfig:
 
 
 @dataclass(kw_only=True)
+class WandbConfig:
+    """Weights & Biases, through its own library: pip install 'irpo-nemo[wandb]'. Its key is read where W&B keeps it."""
+
+    enabled: bool = False
+    """Send the run's curves, configuration and references to its artifacts."""
+    project: str = "irpo"
+    """Project that the run stands in."""
+    entity: str | None = None
+    """User or team; the key's own when null."""
+    mode: str | None = one_of(None, "online", "offline")
+    """offline: a folder below the run's, for `wandb sync`. When null: as WANDB_MODE says, else online."""
+
+
+@dataclass(kw_only=True)
+class MLflowConfig:
+    """MLflow, through its own library: pip install 'irpo-nemo[mlflow]'."""
+
+    enabled: bool = False
+    """Send the run's curves, configuration and references to its artifacts."""
+    uri: str | None = None
+    """A server, or a folder. When null: as MLFLOW_TRACKING_URI says, else a folder below the run's."""
+    experiment: str = "irpo"
+    """Experiment that the run stands in; made when it is missing."""
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Trackers beside TensorBoard, which is always written. They change no result and stop no run."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    mlflow: MLflowConfig = field(default_factory=MLflowConfig)
+    every_seconds: float = bounded(30.0, above=0.0)
+    """Time between two looks at what is new. A step is sent once a checkpoint covers it."""
+
+
+@dataclass(kw_only=True)
 class IRPOConfig:
     """One run of Iterative Reasoning Preference Optimization."""
 
     name: str = "irpo"
     """The run folder is `run_root/name`."""
     run_root: str = "runs"
+    """The folder that holds run folders."""
     reuse_from: list[str] = field(default_factory=list)
     """Run folders, or folders of runs: a step that one of them finished with the same code, settings and inputs is
     taken over, not done again."""
     seed: int = bounded(0, minimum=0)
+    """Of everything drawn: problems, weights, candidates, the order of pairs."""
     num_iterations: int = bounded(4, minimum=0)
     """IRPO rounds; the run ends with M_T, T = num_iterations. 0 only evaluates M_0."""
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -428,6 +505,7 @@ class IRPOConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
     def run_folder(self) -> Path:

@@ -12,7 +12,12 @@ change a step's result: raising num_iterations or moving to another launcher inv
 Knows files and digests; never torch, models or processes.
 """
 
+<<<<<<< HEAD
 from collections.abc import Callable, Iterator, Mapping
+=======
+import importlib.util
+from collections.abc import Iterator, Mapping
+>>>>>>> c1f4011 (Send curves to Weights & Biases and MLflow; describe every option)
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -172,6 +177,7 @@ def find_file_mistakes(config: IRPOConfig) -> Iterator[str]:
     from irpo_nemo.tasks import load_task
 
     yield from find_model_mistakes(config)
+    yield from find_missing_trackers(config)
     if check_relations(config):
         return
     task = load_task(config)
@@ -183,6 +189,16 @@ def find_file_mistakes(config: IRPOConfig) -> Iterator[str]:
             load_problems()
         except DataError as error:
             yield str(error)
+
+
+def find_missing_trackers(config: IRPOConfig) -> Iterator[str]:
+    """Yield which tracker's library is asked for and not there."""
+    for name, is_asked in (("wandb", config.tracking.wandb.enabled), ("mlflow", config.tracking.mlflow.enabled)):
+        if is_asked and importlib.util.find_spec(name) is None:
+            yield (
+                f"tracking.{name}.enabled: is true, but {name} is not installed; "
+                f"pip install 'irpo-nemo[{name}]', or set it to false"
+            )
 
 
 def refuse_changes(config: IRPOConfig, steps: list[Step]) -> None:

@@ -13,7 +13,7 @@ runs/<name>/
     train/                   checkpoints/, metrics.jsonl, TensorBoard events
     hf/                      M_1
     <stage>.manifest.json
-  logs/  report/
+  logs/  report/  tracking/
 """
 
 from dataclasses import dataclass
@@ -180,6 +180,11 @@ class RunFolder:
     @property
     def model_zero(self) -> ModelZeroFolder:
         return ModelZeroFolder(self.root / "m0")
+
+    @property
+    def tracking(self) -> Path:
+        """What trackers write on this machine."""
+        return self.root / "tracking"
 
     @property
     def logs(self) -> Path:

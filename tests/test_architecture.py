@@ -33,6 +33,7 @@ FLOORS = {
     "grade_file": 3,
     "pipeline": 3,
     "reuse": 3.5,
+    "tracking": 3.5,
     "stages": 4,
     "launch": 4,
     "cli": 5,
@@ -46,6 +47,8 @@ ONLY_IMPORTERS = {
     "lightning": "training",
     "tensorrt_llm": "sampling",
     "matplotlib": "reporting",
+    "wandb": "tracking",
+    "mlflow": "tracking",
 }
 
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +33,7 @@ from irpo_nemo.errors import ArtifactError, ConfigError, MachineError
 from irpo_nemo.pipeline import Step, find_step, refuse_changes
 from irpo_nemo.reuse import find_twin, hash_code, hash_own_model, is_taken_over, take_over
 from irpo_nemo.sampling.parts import Shard
+from irpo_nemo.tracking.follow import followed
 
 logger = logging.getLogger(__name__)
 
@@ -72,21 +74,22 @@ def run_stage(config: IRPOConfig, stage: str, iteration: int | None) -> None:
 
     started = time.perf_counter()
     run: Callable[[IRPOConfig, int | None], StageResult] = import_module(f"irpo_nemo.stages.{stage}").run
-    with explain_os_errors(config.run_folder, among=FULL_DISK):
-        result = run(config, iteration)
-    if is_rank_zero:
-        manifest = Manifest(
-            stage=stage,
-            iteration=iteration,
-            settings=step.settings,
-            inputs=step.inputs,
-            outputs=hash_outputs(config.run_folder, step.outputs),
-            counts=result.counts,
-            seconds={**result.seconds, "total": time.perf_counter() - started},
-            code=hash_code(),
-            model_hash=hash_own_model(config, step),
-        )
-        write_manifest(step.manifest, manifest)
+    with followed(config, stage) if is_rank_zero else nullcontext():
+        with explain_os_errors(config.run_folder, among=FULL_DISK):
+            result = run(config, iteration)
+        if is_rank_zero:
+            manifest = Manifest(
+                stage=stage,
+                iteration=iteration,
+                settings=step.settings,
+                inputs=step.inputs,
+                outputs=hash_outputs(config.run_folder, step.outputs),
+                counts=result.counts,
+                seconds={**result.seconds, "total": time.perf_counter() - started},
+                code=hash_code(),
+                model_hash=hash_own_model(config, step),
+            )
+            write_manifest(step.manifest, manifest)
 
 
 def run_shard(config: IRPOConfig, stage: str, iteration: int | None, shard: Shard) -> None:
