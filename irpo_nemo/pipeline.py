@@ -12,12 +12,8 @@ change a step's result: raising num_iterations or moving to another launcher inv
 Knows files and digests; never torch, models or processes.
 """
 
-<<<<<<< HEAD
-from collections.abc import Callable, Iterator, Mapping
-=======
 import importlib.util
-from collections.abc import Iterator, Mapping
->>>>>>> c1f4011 (Send curves to Weights & Biases and MLflow; describe every option)
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
