@@ -183,16 +183,18 @@ def _plan(parsed: argparse.Namespace) -> None:
 
 
 def _stage(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.sampling.mpi_launch import ending_launch
     from irpo_nemo.stages.frame import run_shard, run_stage
 
     die_with_launcher()
-    iteration, overrides = _split_iteration(parsed.overrides)
-    shard, overrides = _split_shard(overrides)
-    config = load_config(parsed.config, overrides, also_check=find_model_mistakes)
-    if shard is None:
-        run_stage(config, parsed.stage, iteration)
-    else:
-        run_shard(config, parsed.stage, iteration, shard)
+    with ending_launch():
+        iteration, overrides = _split_iteration(parsed.overrides)
+        shard, overrides = _split_shard(overrides)
+        config = load_config(parsed.config, overrides, also_check=find_model_mistakes)
+        if shard is None:
+            run_stage(config, parsed.stage, iteration)
+        else:
+            run_shard(config, parsed.stage, iteration, shard)
 
 
 def _split_iteration(overrides: Sequence[str]) -> tuple[int | None, list[str]]:

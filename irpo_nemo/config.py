@@ -216,6 +216,8 @@ class TensorRTLLMConfig:
     """GPUs that split each layer of one copy."""
     pipeline_parallel_size: int = bounded(1, minimum=1)
     """Groups of GPUs that hold consecutive layers of one copy."""
+    nodes_per_engine: int = bounded(1, minimum=1)
+    """Above 1, the sample stage must be started by trtllm-llmapi-launch; sampling/mpi_launch.py says how."""
     max_seq_len: int | None = bounded(None, minimum=2)
     """Tokens of prompt and completion; the model's positions when null."""
     max_num_tokens: int = bounded(8192, minimum=1)

@@ -162,8 +162,24 @@ def _check_sampler(config: IRPOConfig) -> Iterator[str]:
             near = difflib.get_close_matches(option, ENGINE_OPTIONS, n=1)
             hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(ENGINE_OPTIONS)}."
             yield f"sampler.tensorrt_llm.options.{option}: no such option, or one with a key of its own.{hint}"
+    yield from _check_engine_size(config)
     if config.sampler.name == "openai_server":
         yield from _check_server(config)
+
+
+def _check_engine_size(config: IRPOConfig) -> Iterator[str]:
+    options = config.sampler.tensorrt_llm
+    size = options.tensor_parallel_size * options.pipeline_parallel_size
+    if size % options.nodes_per_engine:
+        yield (
+            f"sampler.tensorrt_llm.nodes_per_engine: is {options.nodes_per_engine}, but must divide "
+            f"tensor_parallel_size x pipeline_parallel_size = {size}"
+        )
+    if options.nodes_per_engine > 1 and options.num_engines not in (None, 1):
+        yield (
+            f"sampler.tensorrt_llm.num_engines: is {options.num_engines}, but a stage has one engine of several nodes; "
+            f"leave it null, and give each engine a shard of its own (shard=I/N)"
+        )
 
 
 def _check_server(config: IRPOConfig) -> Iterator[str]:

@@ -130,8 +130,12 @@ class EngineProcess:
         finally:
             self._pending.pop(number, None)
 
-    async def stop(self, *, grace_seconds: float = _GRACE_SECONDS) -> None:
-        """Let the engine end by itself for a moment, then end its whole process group."""
+    async def stop(self, *, grace_seconds: float = _GRACE_SECONDS) -> bool:
+        """Let the engine end by itself for a moment, then end its whole process group.
+
+        Returns:
+            Whether it has ended by itself, and well.
+        """
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
@@ -141,7 +145,8 @@ class EngineProcess:
         self._lose("the engine was stopped")
         if self._process is not None:
             process, self._process = self._process, None
-            await asyncio.to_thread(_end, process, grace_seconds)
+            return await asyncio.to_thread(_end, process, grace_seconds)
+        return False
 
     def _spawn(self, descriptor: int) -> "subprocess.Popen[bytes]":
         command = through_bash([sys.executable, *self._command, str(descriptor)])
@@ -196,11 +201,13 @@ class EngineProcess:
                 future.set_exception(EngineLost(reason))
 
 
-def _end(process: "subprocess.Popen[bytes]", grace_seconds: float) -> None:
+def _end(process: "subprocess.Popen[bytes]", grace_seconds: float) -> bool:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=grace_seconds)
+    ended_well = process.returncode == 0
     kill_group(process.pid, signal.SIGKILL)
     process.wait()
+    return ended_well
 
 
 def _last_words(log: Path) -> str:

@@ -1,4 +1,6 @@
-"""A server of M_t that lives as long as a stage: started, watched until it listens, and ended with all its children."""
+"""A server of M_t that lives as long as a stage: started, watched until it listens, started again when it dies, and
+ended with all its children. Whether it generates is for its client to find out.
+"""
 
 import contextlib
 import logging
@@ -7,10 +9,12 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from irpo_nemo.config import ServerConfig
 from irpo_nemo.errors import MachineError
@@ -21,6 +25,9 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 20.0
 _LOG_LINES = 8
+_MOST_RESTARTS = 5
+
+Process: TypeAlias = "subprocess.Popen[bytes]"
 
 
 @contextmanager
@@ -34,11 +41,52 @@ def start_server(config: ServerConfig, model_folder: Path, *, log: Path) -> Iter
     command = [
         word.replace("{model}", str(model_folder.resolve())).replace("{port}", str(port)) for word in config.command
     ]
+    process = _spawn(command, log)
+    try:
+        _wait_for_port(process, port, config, command, log)
+    except BaseException:
+        _end(process)
+        raise
+    keeper = _Keeper(process, lambda: _spawn(command, log))
+    keeper.start()
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        keeper.stop()
+
+
+class _Keeper(threading.Thread):
+    """Starts a server that has died again; its client finds it on the same port and asks again for what was lost."""
+
+    def __init__(self, process: Process, spawn: Callable[[], Process]) -> None:
+        super().__init__(name="server_keeper", daemon=True)
+        self._process = process
+        self._spawn = spawn
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        """Look now and then, until `stop`."""
+        restarts = 0
+        while restarts < _MOST_RESTARTS and not self._is_over.wait(_POLL_SECONDS):
+            if (code := self._process.poll()) is not None:
+                restarts += 1
+                logger.warning("the server ended with %d; start %d of %d again", code, restarts, _MOST_RESTARTS)
+                kill_group(self._process.pid, signal.SIGKILL)
+                self._process = self._spawn()
+
+    def stop(self) -> None:
+        """End the server and all its children."""
+        self._is_over.set()
+        self.join()
+        _end(self._process)
+
+
+def _spawn(command: Sequence[str], log: Path) -> Process:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(f"--- {shlex.join(command)}\n".encode())
         output.flush()
-        process = subprocess.Popen(
+        return subprocess.Popen(
             through_bash(command),
             env=clean_environment(os.environ),
             stdin=subprocess.DEVNULL,
@@ -46,16 +94,9 @@ def start_server(config: ServerConfig, model_folder: Path, *, log: Path) -> Iter
             stderr=output,
             start_new_session=True,
         )
-    try:
-        _wait_for_port(process, port, config, command, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        _end(process)
 
 
-def _wait_for_port(
-    process: "subprocess.Popen[bytes]", port: int, config: ServerConfig, command: Sequence[str], log: Path
-) -> None:
+def _wait_for_port(process: Process, port: int, config: ServerConfig, command: Sequence[str], log: Path) -> None:
     started = time.monotonic()
     while not _is_open(port):
         if (code := process.poll()) is not None:
@@ -86,7 +127,7 @@ def _is_open(port: int) -> bool:
     return False
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: Process) -> None:
     """Ask the whole group to end, then make it."""
     kill_group(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -3,7 +3,8 @@
 Every completion is a request of its own (n = 1), because only so has each its own seed, finish reason and failure. All
 requests of a problem go to one engine: its cache holds their prompt, and two engines of version 1.2 draw the same
 random numbers. When an engine dies, the requests that it had are tried again in ever smaller company, until the one
-that kills it stands alone.
+that kills it stands alone. Of engines over several nodes (`mpi_launch`) a stage has one, which its launcher alone can
+start again.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from irpo_nemo.config import IRPOConfig, SamplerConfig
+from irpo_nemo.config import IRPOConfig, SamplerConfig, TensorRTLLMConfig
 from irpo_nemo.errors import ConfigError, MachineError
 from irpo_nemo.model_shape import ModelShape, read_hf_config
 from irpo_nemo.run_folder import RunFolder
@@ -22,6 +23,7 @@ from irpo_nemo.sampling.background import BackgroundLoop
 from irpo_nemo.sampling.endings import close_completion, read_stop_ids
 from irpo_nemo.sampling.engine_process import EngineLost, EngineProcess
 from irpo_nemo.sampling.gpus import list_gpus
+from irpo_nemo.sampling.mpi_launch import check_launch, is_launched, leave_launch
 from irpo_nemo.sampling.ordering import complete_all
 from irpo_nemo.sampling.sampler import Completion, SamplingRequest
 from irpo_nemo.tokenization import load_tokenizer
@@ -35,6 +37,8 @@ WORKER = Path(__file__).with_name("engine") / "worker.py"
 
 _COMPANY = (None, 16, 1)
 """How many requests that an engine died with may be at work on it at once: no limit for those that are new."""
+_LAUNCHED_GRACE_SECONDS = 120.0
+"""In which an engine under a launcher must have said goodbye to all its ranks."""
 _MOST_DEATHS_IN_VAIN = 5
 """Deaths in a row, without an answer between them, after which an engine is not started again."""
 
@@ -161,6 +165,11 @@ class TensorRTLLMSampler:
                 return
             if self._is_closing:
                 raise MachineError("the sampler was closed while it was at work; run the same command again")
+            if is_launched():
+                raise MachineError(
+                    f"{engine.process.log}: the engine is gone, and with it the ranks that trtllm-llmapi-launch has "
+                    f"started. Look there for the reason, then launch the stage again; what is done is kept."
+                )
             engine.deaths_in_vain = 0 if engine.process.answers else engine.deaths_in_vain + 1
             if engine.deaths_in_vain >= _MOST_DEATHS_IN_VAIN:
                 raise MachineError(
@@ -176,16 +185,13 @@ def _plan_engines(
 ) -> Iterator[EngineProcess]:
     """Engines that are not started yet, each with its GPUs."""
     options = config.sampler.tensorrt_llm
-    size = options.tensor_parallel_size * options.pipeline_parallel_size
+    check_launch(options)
     order = {
         "llm": engine_arguments(config.sampler, model_folder, trust_remote_code=config.model.trust_remote_code),
         "end_id": end_id,
         "stop_token_ids": [token for token in stop_ids if token != end_id],
     }
-    for number, gpus in enumerate(share_gpus(list_gpus(), size=size, num_engines=options.num_engines)):
-        environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        if size == 1:
-            environment["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"  # no MPI for an engine on one GPU
+    for number, environment in enumerate([{}] if is_launched() else _place_engines(options)):
         yield EngineProcess(
             [str(WORKER)],
             order,
@@ -194,6 +200,14 @@ def _plan_engines(
             start_timeout_seconds=options.start_timeout_seconds,
             silence_timeout_seconds=options.silence_timeout_seconds,
         )
+
+
+def _place_engines(options: TensorRTLLMConfig) -> Iterator[dict[str, str]]:
+    """What tells each engine of this node its GPUs."""
+    size = options.tensor_parallel_size * options.pipeline_parallel_size
+    for gpus in share_gpus(list_gpus(), size=size, num_engines=options.num_engines):
+        # without MPI where there is one GPU
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} | ({"TLLM_WORKER_USE_SINGLE_PROCESS": "1"} if size == 1 else {})
 
 
 def engine_arguments(sampler: SamplerConfig, model_folder: Path, *, trust_remote_code: bool) -> dict[str, Any]:
@@ -208,6 +222,7 @@ def engine_arguments(sampler: SamplerConfig, model_folder: Path, *, trust_remote
         "trust_remote_code": trust_remote_code,
         "tensor_parallel_size": options.tensor_parallel_size,
         "pipeline_parallel_size": options.pipeline_parallel_size,
+        "gpus_per_node": _gpus_per_node(options),
         "max_batch_size": sampler.batch_size,
         "max_num_tokens": options.max_num_tokens,
         "max_seq_len": max_seq_len,
@@ -223,6 +238,12 @@ def engine_arguments(sampler: SamplerConfig, model_folder: Path, *, trust_remote
     }
 
 
+def _gpus_per_node(options: TensorRTLLMConfig) -> int | None:
+    """Of an engine over several nodes; None for the GPUs that it sees."""
+    size = options.tensor_parallel_size * options.pipeline_parallel_size
+    return size // options.nodes_per_engine if options.nodes_per_engine > 1 else None
+
+
 def share_gpus(gpus: Sequence[str], *, size: int, num_engines: int | None) -> list[Sequence[str]]:
     """Deal the GPUs out, `size` to an engine.
 
@@ -232,7 +253,7 @@ def share_gpus(gpus: Sequence[str], *, size: int, num_engines: int | None) -> li
     if num_engines is None and len(gpus) < size:
         raise ConfigError(
             f"sampler.tensorrt_llm.tensor_parallel_size: an engine takes {size} GPUs, but {len(gpus)} are visible "
-            f"(CUDA_VISIBLE_DEVICES, nvidia-smi). Set smaller sizes, or run where there are more."
+            f"(CUDA_VISIBLE_DEVICES, nvidia-smi). Set smaller sizes, run where there are more, or set nodes_per_engine."
         )
     count = num_engines or len(gpus) // size
     if count * size > len(gpus):
@@ -254,4 +275,7 @@ def _to_json(request: SamplingRequest) -> dict[str, Any]:
 
 
 async def _stop_all(processes: Sequence[EngineProcess]) -> None:
-    await asyncio.gather(*(process.stop() for process in processes))
+    if not is_launched():
+        await asyncio.gather(*(process.stop() for process in processes))
+    elif await processes[0].stop(grace_seconds=_LAUNCHED_GRACE_SECONDS):
+        leave_launch()

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from irpo_nemo.tokenization import load_tokenizer
 from tests.sampling import http_server
 from tests.sampling.conftest import make_config
 from tests.sampling.http_server import CompletionServer
+from tests.sampling.test_engine_parts import is_alive
 from tests.sampling.test_transformers import generate as generate_with_transformers
 from tests.sampling.test_transformers import make_requests
 
@@ -370,9 +372,39 @@ def test_a_started_server_serves_and_ends_with_the_sampler(model_folder: Path, t
     expect_greedy(model_folder, sampler.generate(greedy_requests()))
     log = config.run_folder / "logs" / "server.log"
     assert '{"listening": ' in log.read_text()
-    assert set(children_of(os.getpid())) - before
+    (server,) = set(children_of(os.getpid())) - before
+    os.killpg(server, signal.SIGKILL)
+    expect_greedy(model_folder, sampler.generate(greedy_requests()))
+    assert log.read_text().count('{"listening": ') == 2
     sampler.close()
     assert set(children_of(os.getpid())) <= before
+
+
+def test_a_server_that_listens_but_cannot_generate_is_refused(server: CompletionServer, model_folder: Path) -> None:
+    server.fault_of = lambda body: http_server.status(500, "CUDA error")  # noqa: ARG005
+    message = refuse(make_server_config(server.url, max_attempts=2), model_folder)
+    assert message == f"{server.url}/completions: HTTP 500 CUDA error. Look at the server's log."
+
+
+WITH_A_CHILD = """
+import signal, subprocess, sys, time, http.server
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(99)"
+print("child", subprocess.Popen([sys.executable, "-c", stubborn]).pid, flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), http.server.BaseHTTPRequestHandler).serve_forever()
+"""
+
+
+def test_a_started_server_that_is_refused_ends_with_all_its_children(model_folder: Path, tmp_path: Path) -> None:
+    config = make_command(tmp_path)
+    config.sampler.server.command = [sys.executable, "-c", WITH_A_CHILD, "{model}", "{port}"]
+    config.sampler.server.max_attempts = 1
+    assert "/models: HTTP 501" in refuse(config, model_folder)
+    (line,) = [line for line in (tmp_path / "irpo/logs/server.log").read_text().splitlines() if "child" in line[:5]]
+    child = int(line.split()[1])
+    deadline = time.monotonic() + 20
+    while is_alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_last_words(model_folder: Path, tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ class LLM:
         self._is_shut_down = False
         self._hangs = False
         self._next_id = 0
-        self._record({"pid": os.getpid(), "environment": dict(os.environ), "arguments": repr(sorted(given))})
+        self._record(
+            {"pid": os.getpid(), "environment": dict(os.environ), "arguments": {k: repr(v) for k, v in given.items()}}
+        )
 
     def generate_async(
         self, inputs: Any, sampling_params: SamplingParams | None = None, **options: Any
@@ -110,6 +112,8 @@ class LLM:
     def shutdown(self) -> None:
         self._is_shut_down = True
         self._record({"shutdown": True})
+        if os.environ.get("TLLM_SPAWN_PROXY_PROCESS") == "1":
+            Path(os.environ["TLLM_SPAWN_PROXY_PROCESS_IPC_ADDR"]).touch()  # the leader of the ranks may go
 
     async def draw(self, prompt: list[int], params: SamplingParams) -> "CompletionOutput":
         """What the engine does with one request, the tokens of others in between."""
