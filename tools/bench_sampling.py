@@ -5,8 +5,8 @@
 
 The plain loop takes prompts in input order, pads each batch on the left and calls model.generate. Both sides get the
 same model, prompts and token budget, in turn, `--rounds` times after one that warms up. Greedy outputs must be equal,
-token for token. Rates are of wall time and, for machines that have other work, of processor time. Without --model, the
-quickstart's M_0 is trained first (some minutes on a CPU).
+token for token. Rates are of wall time and, for machines that have other work, of processor time (of this process:
+not with --processes). Without --model, the quickstart's M_0 is trained first (some minutes on a CPU).
 """
 
 import argparse
@@ -65,6 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-candidates", type=int, default=12, help="samples of a problem, where they are drawn")
     parser.add_argument("--plain-batch", type=int, default=32, help="batch of the plain loop")
     parser.add_argument("--batch", type=int, default=256, help="sampler.batch_size")
+    parser.add_argument("--processes", type=int, default=1, help="sampler.transformers.num_processes")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the numbers here")
@@ -144,7 +145,8 @@ def make_requests(model_folder: Path, copies: int, mode: str, options: argparse.
 
 
 def open_side(model_folder: Path, options: argparse.Namespace) -> Draw:
-    config = load_config("quickstart", ["sampler=transformers", f"sampler.batch_size={options.batch}"])
+    overrides = [f"sampler.batch_size={options.batch}", f"sampler.transformers.num_processes={options.processes}"]
+    config = load_config("quickstart", ["sampler=transformers", f"run_root={tempfile.gettempdir()}", *overrides])
     sampler = open_sampler(config, model_folder)
     return lambda requests: [completion.token_ids for completion in sampler.generate(requests)]
 
