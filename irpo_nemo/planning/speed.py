@@ -47,10 +47,16 @@ class Batch:
     """Pairs, or sequences: what a micro batch cannot hold a part of."""
 
 
+def busy_replicas(batch: Batch, layout: Layout) -> int:
+    """Data-parallel ranks that have a unit of the batch; the others wait."""
+    return min(layout.dp, batch.units)
+
+
 def count_micro_batches(batch: Batch, layout: Layout) -> int:
     """Of each data-parallel rank in a step: as few as fit, at most one a unit."""
-    by_tokens = -int(-batch.tokens // (layout.dp * layout.micro_batch_tokens))
-    return max(min(by_tokens, -(-batch.units // layout.dp)), 1)
+    replicas = busy_replicas(batch, layout)
+    by_tokens = -int(-batch.tokens // (replicas * layout.micro_batch_tokens))
+    return max(min(by_tokens, -(-batch.units // replicas)), 1)
 
 
 def step_seconds(model: Decoder, layout: Layout, machine: Machine, batch: Batch) -> float:
@@ -58,8 +64,9 @@ def step_seconds(model: Decoder, layout: Layout, machine: Machine, batch: Batch)
     work = 6 * model.num_parameters * batch.tokens / (layout.ranks * machine.gpu.peak_flops * machine.mfu)
     if machine.measured_mfu is not None:
         return work
-    work *= 4 / 3 if layout.recompute else 1
-    work += tensor_parallel_seconds(model, layout, machine, tokens=batch.tokens)
+    replicas = busy_replicas(batch, layout)
+    work *= layout.dp / replicas * (4 / 3 if layout.recompute else 1)
+    work += tensor_parallel_seconds(model, layout, machine, tokens=batch.tokens / replicas)
     return work * bubble(layout, batch) + exchange_seconds(model, layout, machine)
 
 
@@ -72,9 +79,10 @@ def bubble(layout: Layout, batch: Batch) -> float:
 def tensor_parallel_seconds(model: Decoder, layout: Layout, machine: Machine, *, tokens: float) -> float:
     """All-reduce hidden states over tensor-parallel ranks: twice a layer forward, twice backward.
 
-    Nothing hides them. Recomputation does the forward ones again. Sequence parallel moves the same bytes.
+    `tokens` are those of one replica. Nothing hides these. Recomputation does the forward ones again. Sequence parallel
+    moves the same bytes.
     """
-    size = tokens / layout.dp * model.hidden_size * layout.value_bytes
+    size = tokens * model.hidden_size * layout.value_bytes
     moved = 2 * size * (layout.tp - 1) / layout.tp * (6 if layout.recompute else 4)
     bandwidth = machine.gpu.link_bandwidth if layout.tp <= machine.gpus_per_node else machine.network_bandwidth
     return model.num_layers / layout.pp * moved / bandwidth

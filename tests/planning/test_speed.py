@@ -44,9 +44,19 @@ def test_a_public_mfu_is_lowered_by_what_the_layout_costs() -> None:
     assert count_micro_batches(batch, layout) == 3
     assert count_micro_batches(Batch(tokens=6000, units=4), layout) == 2  # no pair is cut
     assert bubble(layout, batch) == (3 + 3) / 3
-    tensor = tensor_parallel_seconds(LLAMA_3_8B, layout, H100, tokens=6000)
+    tensor = tensor_parallel_seconds(LLAMA_3_8B, layout, H100, tokens=6000 / 2)
     expected = (work * 4 / 3 + tensor) * 2 + exchange_seconds(LLAMA_3_8B, layout, H100)
     assert step_seconds(LLAMA_3_8B, layout, H100, batch) == pytest.approx(expected)
+
+
+def test_replicas_without_a_pair_make_nothing_faster() -> None:
+    batch = Batch(tokens=16 * 700, units=16)
+    enough, too_many = (Layout(ranks=8 * replicas, tp=8) for replicas in (16, 128))
+    seconds = [
+        step_seconds(LLAMA_3_70B, layout, H100, batch) - exchange_seconds(LLAMA_3_70B, layout, H100)
+        for layout in (enough, too_many)
+    ]
+    assert seconds[0] == pytest.approx(seconds[1])
 
 
 def test_tensor_parallel_ranks_exchange_hidden_states_four_times_a_layer() -> None:
