@@ -374,6 +374,7 @@ class SelectionConfig:
     """
 
     enabled: bool = False
+    """Choose the number of steps this way; otherwise training.num_epochs and training.max_steps say it."""
     num_problems: int = bounded(1000, minimum=1)
     """Training problems that the trial leaves out."""
     every_steps: int = bounded(500, minimum=1)

@@ -13,13 +13,14 @@ from multiprocessing.connection import Connection
 
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.tracking.mirror import asked_trackers, mirror
+from irpo_nemo.tracking.points import TRAINING_STAGES
 
 logger = logging.getLogger(__name__)
 
 _LAST_SECONDS = 120.0
 """How long a stage waits for the last points to arrive."""
 
-_STAGES_WITH_POINTS = ("sft", "grade", "train")
+_STAGES_WITH_POINTS = (*TRAINING_STAGES, "grade")
 
 
 @contextmanager

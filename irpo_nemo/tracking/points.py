@@ -6,6 +6,7 @@ earlier one.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from irpo_nemo.pipeline import Step, plan
 from irpo_nemo.reporting.results import read_metrics
 from irpo_nemo.run_folder import RunFolder, TrainFolder
 
-SFT_AXIS = "sft/step"
-TRAINING_AXIS = "training_step"
+TRAINING_STAGES = {"sft": "sft/step", "trial": "trial/step", "train": "training_step"}
+"""Stages that train, and the axis of each, which goes on from one iteration to the next."""
+
 EVALUATION_AXIS = "iteration"
-AXES = (SFT_AXIS, TRAINING_AXIS, EVALUATION_AXIS)
+AXES = (*TRAINING_STAGES.values(), EVALUATION_AXIS)
 
 _CHECKPOINT = re.compile(r"step_(\d+)")
 
@@ -30,43 +32,43 @@ class Point:
     """Values at one place of an axis."""
 
     axis: str
-    """SFT_AXIS and EVALUATION_AXIS count from 0; TRAINING_AXIS goes on from one iteration to the next."""
+    """One of AXES."""
     x: int
     values: dict[str, float]
-    """By TensorBoard's names, with a prefix for supervised fine-tuning; what is not known is left out."""
+    """By TensorBoard's names, those of sft and trial with a prefix; what is not known is left out."""
 
 
 def read_points(config: IRPOConfig) -> list[Point]:
     """The points of what is done, and of the training at work up to its newest checkpoint."""
     folder = RunFolder(config.run_folder)
     points: list[Point] = []
-    training_steps = 0
+    steps_before: Counter[str] = Counter()
     for step in plan(config):
-        if step.stage == "sft":
-            points += _sft_points(folder.model_zero.train, step)
-        elif step.stage == "grade" and step.state == "done":
+        if step.stage == "grade" and step.state == "done":
             points.append(_evaluation_point(folder, step))
-        elif step.stage == "train":
-            trained = list(_training_points(folder, step, training_steps))
+        elif step.stage in TRAINING_STAGES:
+            trained = list(_training_points(folder, step, steps_before[step.stage]))
             points += trained
-            training_steps += len(trained)
+            steps_before[step.stage] += len(trained)
         if step.state != "done":
             break  # what stands behind it, if anything, is of an earlier attempt
     return points
 
 
-def _sft_points(folder: TrainFolder, step: Step) -> Iterator[Point]:
-    for line in _settled_lines(folder, step):
-        values = {f"sft/{name}": value for name, value in _known(line).items() if name != "step"}
-        yield Point(SFT_AXIS, line["step"], values)
-
-
 def _training_points(folder: RunFolder, step: Step, steps_before: int) -> Iterator[Point]:
-    assert step.iteration is not None
-    for line in _settled_lines(folder.iteration(step.iteration).train, step):
-        values = {name: value for name, value in _known(line).items() if name != "step"}
-        place = {"iteration": float(step.iteration), "iteration_step": float(line["step"])}
-        yield Point(TRAINING_AXIS, steps_before + line["step"], values | place)
+    prefix = "" if step.stage == "train" else f"{step.stage}/"
+    for line in _settled_lines(_train_folder(folder, step), step):
+        values = {f"{prefix}{name}": value for name, value in _known(line).items() if name != "step"}
+        if step.iteration is not None:
+            values |= {f"{prefix}iteration": float(step.iteration), f"{prefix}iteration_step": float(line["step"])}
+        yield Point(TRAINING_STAGES[step.stage], steps_before + line["step"], values)
+
+
+def _train_folder(folder: RunFolder, step: Step) -> TrainFolder:
+    if step.iteration is None:
+        return folder.model_zero.train
+    iteration = folder.iteration(step.iteration)
+    return iteration.trial.train if step.stage == "trial" else iteration.train
 
 
 def _evaluation_point(folder: RunFolder, step: Step) -> Point:

@@ -14,21 +14,26 @@ from irpo_nemo.run_folder import RunFolder, TrainFolder
 
 Curves = dict[str, dict[int, float]]
 
-_AXES = {"sft": "sft/step", "evaluation": "iteration"}
+_AXES = {"sft": "sft/step", "trial": "trial/step", "evaluation": "iteration"}
 _BLOCK_BYTES = 32768
 _RECORD_HEADER = struct.Struct("<IHB")
 
 
 def tensorboard_curves(folder: RunFolder) -> Curves:
-    """Training of all iterations, one after the other, and supervised fine-tuning with a prefix."""
+    """The trainings of all iterations, one after the other; trials and supervised fine-tuning with a prefix."""
+    iterations = sorted(folder.root.glob("iteration_*"))
+    curves = _concatenate("sft/", [folder.model_zero.train])
+    curves |= _concatenate("trial/", [TrainFolder(iteration / "trial" / "train") for iteration in iterations])
+    return curves | _concatenate("", [TrainFolder(iteration / "train") for iteration in iterations])
+
+
+def _concatenate(prefix: str, folders: list[TrainFolder]) -> Curves:
     curves: Curves = defaultdict(dict)
-    for name, values in _events(folder.model_zero.train).items():
-        curves[f"sft/{name}"] = values
     start = 0
-    for iteration in sorted(folder.root.glob("iteration_*")):
-        events = _events(TrainFolder(iteration / "train"))
+    for folder in folders:
+        events = _events(folder)
         for name, values in events.items():
-            curves[name] |= {start + step: value for step, value in values.items()}
+            curves[f"{prefix}{name}"] |= {start + step: value for step, value in values.items()}
         start += len(events.get("loss/total", {}))
     return dict(curves)
 
@@ -117,7 +122,7 @@ def assert_trackers_hold_what_tensorboard_holds(folder: RunFolder) -> None:
     board = tensorboard_curves(folder)
     assert board
     for curves in (wandb_curves(folder), mlflow_curves(folder)):
-        own = {n for n in curves if n.startswith("evaluation/")} | {"iteration", "iteration_step"}
+        own = {n for n in curves if n.startswith("evaluation/") or n.endswith(("iteration", "iteration_step"))}
         assert set(curves) - own == set(board)
         assert in_tensorboards_precision(curves, set(board)) == board
     assert wandb_curves(folder) == mlflow_curves(folder)
