@@ -116,6 +116,7 @@ def _read_section(section: Any, schema: type, prefix: str, mistakes: list[str]) 
     if not isinstance(section, DictConfig):
         mistakes.append(f"{prefix.rstrip('.')}: is {section!r}, but a section with keys is wanted")
         return schema()
+    node = OmegaConf.structured(schema)  # knows how values are converted to the fields' types
     for key in section:
         path = f"{prefix}{key!s}"
         if key not in hints:
@@ -123,7 +124,6 @@ def _read_section(section: Any, schema: type, prefix: str, mistakes: list[str]) 
         elif dataclasses.is_dataclass(hints[str(key)]):
             values[str(key)] = _read_section(section[key], typing.cast(type, hints[str(key)]), f"{path}.", mistakes)
         else:
-            node = OmegaConf.structured(schema)
             try:
                 node[key] = section[key]
                 values[str(key)] = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
