@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from irpo_nemo.errors import ArtifactError
 from irpo_nemo.records import arrow_schema
+from irpo_nemo.supervision import refuse_lost_lease
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -75,6 +76,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         try:
             write(temporary)
             _fsync(temporary)
+            refuse_lost_lease()
             os.replace(temporary, path)
             _fsync(path.parent)
         finally:
@@ -87,6 +89,7 @@ def publish_folder(temporary: Path, folder: Path) -> None:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _fsync(file)
+        refuse_lost_lease()
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)

@@ -1,9 +1,10 @@
+# shellcheck shell=bash
 # Sourced by quickstart.sh and test.sh: makes .venv in the checkout, and installs this package with the extras named in $1
 # (for example "train,report") at the versions of constraints.txt. Does nothing when that is done already.
 #
 # PYTHON names the interpreter that makes .venv (default: python3); it must be 3.10 or newer.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 prepare_venv() {
     local extras=$1 stamp wanted

@@ -25,6 +25,7 @@ from typing import Any
 from irpo_nemo import errors
 from irpo_nemo.artifacts import explain_os_errors
 from irpo_nemo.errors import IRPOError, MachineError
+from irpo_nemo.supervision import note_failure
 
 PARENT_VARIABLE = "IRPO_LAUNCHER_PID"
 FAILURE_VARIABLE = "IRPO_FAILURE_PIPE"
@@ -131,12 +132,14 @@ def die_with_launcher() -> None:
 
 
 def send_failure(error: BaseException) -> bool:
-    """In a child: tell the launcher why; False when no launcher is waiting for it."""
+    """In a child: tell the launcher or supervisor why; False when no launcher is waiting for it."""
+    is_bug = not isinstance(error, IRPOError)
+    message = "".join(traceback.format_exception(error)) if is_bug else str(error)
+    with contextlib.suppress(OSError):
+        note_failure(error, message[-_MESSAGE_LIMIT:])
     pipe = os.environ.get(FAILURE_VARIABLE)
     if pipe is None:
         return False
-    is_bug = not isinstance(error, IRPOError)
-    message = "".join(traceback.format_exception(error)) if is_bug else str(error)
     report = {"kind": type(error).__name__, "is_bug": is_bug, "message": message[-_MESSAGE_LIMIT:]}
     with contextlib.suppress(OSError):
         os.write(int(pipe), json.dumps({**report, "time": time.monotonic()}).encode())

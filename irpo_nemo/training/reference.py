@@ -14,6 +14,7 @@ import torch.distributed as dist
 from irpo_nemo.artifacts import read_records, write_records
 from irpo_nemo.errors import ModelError
 from irpo_nemo.records import PreferencePair, ReferenceLogprob
+from irpo_nemo.supervision import beat
 from irpo_nemo.training.batches import (
     Completion,
     Example,
@@ -102,6 +103,7 @@ def score_completions(policy: IRPOModel, completions: Sequence[Completion]) -> l
     logprobs = torch.zeros(len(different), dtype=torch.float64, device=training_device())
     for start in range(0, len(mine), SCHEDULE_MICRO_BATCHES):
         parts = mine[start : start + SCHEDULE_MICRO_BATCHES]
+        beat()
         scores = policy.completion_logprobs([make_micro_batch(part, pack=options.pack) for part in parts])
         for part, sums in zip(parts, scores or [], strict=False):
             indices = [

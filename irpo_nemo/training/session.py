@@ -26,6 +26,7 @@ from irpo_nemo.config import IRPOConfig, TrainingConfig
 from irpo_nemo.errors import DataError
 from irpo_nemo.records import Demonstration, PreferencePair
 from irpo_nemo.run_folder import TrainFolder
+from irpo_nemo.supervision import beat
 from irpo_nemo.training.batches import (
     Example,
     GlobalBatches,
@@ -70,6 +71,7 @@ class TrainingOutcome:
     def timed(self, part: str) -> Iterator[None]:
         """Record the wall time of the block under `part`."""
         started = time.monotonic()
+        beat()
         yield
         self.seconds[part] = time.monotonic() - started
 
@@ -237,6 +239,7 @@ class SaveCheckpoints(Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         training = module.options.training
+        beat()
         signum, is_last = self.interruption.agreed(), module.step == module.options.num_steps
         validation_loss = module.last_metrics.get(VALIDATION_LOSS)
         is_due = module.step % training.checkpoint_every_steps == 0 or validation_loss is not None
