@@ -16,6 +16,7 @@ ENV PIP_CONSTRAINT="" PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONU
 WORKDIR /opt/irpo-nemo
 COPY pyproject.toml README.md LICENSE ./
 COPY conf conf
+COPY slurm slurm
 COPY irpo_nemo irpo_nemo
 RUN kept() { pip list --format=freeze | grep -iE '^(torch|torchvision|(pytorch[-_])?triton|transformer[-_]engine.*|apex|flash[-_]attn|numpy)=='; } \
     && kept > /tmp/kept.txt \
@@ -30,6 +31,7 @@ ENV PIP_CONSTRAINT="" PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONU
 WORKDIR /opt/irpo-nemo
 COPY pyproject.toml README.md LICENSE ./
 COPY conf conf
+COPY slurm slurm
 COPY irpo_nemo irpo_nemo
 RUN kept() { pip list --format=freeze | grep -iE '^(torch|torchvision|(pytorch[-_])?triton|tensorrt.*|transformers|tokenizers|flashinfer.*|numpy|mpi4py)=='; } \
     && kept > /tmp/kept.txt \

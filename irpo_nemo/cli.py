@@ -20,6 +20,7 @@ from irpo_nemo.launch.children import Interrupted, StageCrashed, die_with_launch
 from irpo_nemo.model_shape import find_model_mistakes, read_hf_config
 from irpo_nemo.pipeline import find_file_mistakes, find_missing_trackers, plan, refuse_changes
 from irpo_nemo.run_folder import RunFolder
+from irpo_nemo.supervision import accept_supervision
 
 if TYPE_CHECKING:
     from irpo_nemo.sampling.parts import Shard
@@ -89,8 +90,12 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     stage.add_argument("config", metavar="CONFIG")
     _add_overrides(stage)
+    status = add("status", _status, "What is done, running, failed (and why), with progress.")
+    status.add_argument("run_folder", metavar="RUN_DIR", type=Path)
+    status.add_argument("--watch", action="store_true", help="again and again until the run is over")
+    status.add_argument("--json", action="store_true", help="for scripts: one line")
     for name, command, description in (
-        ("status", _status, "What is done, running, failed (and why), with progress."),
+        ("cancel", _cancel, "End the jobs of a run on Slurm; `irpo run` goes on from there."),
         ("report", _report, "Tables, plots and the page, of what is done so far."),
     ):
         add(name, command, description).add_argument("run_folder", metavar="RUN_DIR", type=Path)
@@ -161,12 +166,22 @@ def _load_checked(parsed: argparse.Namespace) -> IRPOConfig:
 
 def _run(parsed: argparse.Namespace) -> None:
     from irpo_nemo.launch.local import run_locally
+    from irpo_nemo.launch.slurm.submit import refuse_live_jobs, run_on_slurm, show_chain
     from irpo_nemo.reporting.results import read_results
     from irpo_nemo.reporting.table import print_results
 
     config = _load_checked(parsed)
-    did_something = run_locally(config)
     folder = RunFolder(config.run_folder)
+    if config.launcher.dry_run:
+        show_chain(config)
+        return
+    if config.launcher.name == "slurm":
+        did_something = run_on_slurm(config)
+        if did_something:
+            return
+    else:
+        refuse_live_jobs(folder)
+        did_something = run_locally(config)
     print("all steps are done" if did_something else f"{config.run_folder}: everything is done already")
     print_results(read_results(folder))
     print(f"report: {folder.page}")
@@ -187,6 +202,7 @@ def _stage(parsed: argparse.Namespace) -> None:
     from irpo_nemo.stages.frame import run_shard, run_stage
 
     die_with_launcher()
+    accept_supervision()
     with ending_launch():
         iteration, overrides = _split_iteration(parsed.overrides)
         shard, overrides = _split_shard(overrides)
@@ -235,7 +251,15 @@ def _load_run(folder: Path, overrides: Sequence[str] = ()) -> IRPOConfig:
 def _status(parsed: argparse.Namespace) -> None:
     from irpo_nemo.launch.status import print_status
 
-    print_status(_load_run(parsed.run_folder))
+    print_status(_load_run(parsed.run_folder), as_json=parsed.json, watch=parsed.watch)
+
+
+def _cancel(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.launch.slurm.submit import cancel_chain
+
+    folder = RunFolder(_load_run(parsed.run_folder).run_folder)
+    count = cancel_chain(folder)
+    print(f"{parsed.run_folder}: {f'cancelled {count} jobs' if count else 'no job waits or runs'}")
 
 
 def _report(parsed: argparse.Namespace) -> None:

@@ -402,17 +402,88 @@ class ParallelConfig:
 
 
 @dataclass(kw_only=True)
+class SlurmJobConfig:
+    """slurm only: what one kind of job asks for. null leaves it to the cluster."""
+
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = None
+    """Limit, as sbatch takes it: 90, 04:00:00, 1-12:00:00. A stage that takes longer goes on in its next start."""
+    gpus_per_node: int = bounded(0, minimum=0)
+    cpus_per_task: int | None = bounded(None, minimum=1)
+    memory: str | None = None
+    """Per node, as sbatch takes it: 200G; 0 for all of it."""
+    exclusive: bool = False
+    """Share the nodes with no other job."""
+    notice_seconds: int = bounded(60, minimum=0)
+    """How long before the time limit the stage is told to end. Slurm may tell it up to 60 seconds earlier."""
+    image: str | None = None
+    """Container image, as launcher.slurm.container wants it."""
+    mpi: str | None = None
+    """For srun --mpi: none, pmix, ..."""
+    sbatch_lines: list[str] = field(default_factory=list)
+    """Further options, such as --licenses=scratch or --comment=irpo."""
+
+
+@dataclass(kw_only=True)
+class SlurmTrainerConfig(SlurmJobConfig):
+    """slurm only: what training asks for."""
+
+    nodes: int = bounded(1, minimum=1)
+    """launcher.ranks are spread over them evenly."""
+    notice_seconds: int = bounded(300, minimum=0)
+    """A step and a checkpoint must fit in. Slurm may tell the stage up to 60 seconds earlier."""
+
+
+@dataclass(kw_only=True)
+class SlurmConfig:
+    """slurm only: where jobs go and how they start. Three kinds of job: sampler, trainer, and cpu for all else."""
+
+    account: str | None = None
+    reservation: str | None = None
+    shards: int = bounded(8, minimum=1, maximum=100000)
+    """Tasks of the array that draws an iteration's candidates; 1 for no array."""
+    max_running_shards: int | None = bounded(None, minimum=1)
+    gpu_request: str = one_of("gpus_per_node", "gpus_per_node", "gres", "none")
+    """How GPUs are asked for; none on clusters that give whole nodes and refuse to be asked."""
+    launch: str = one_of("torchrun", "torchrun", "task_per_rank")
+    """Training starts one torchrun a node, or one Slurm task a rank."""
+    container: str = one_of("none", "none", "pyxis", "apptainer")
+    mounts: list[str] = field(default_factory=list)
+    """Folders that containers see, as FOLDER or FROM:TO. The run folder and the working directory are added."""
+    prologue: list[str] = field(default_factory=list)
+    """Shell lines that each job starts with, outside of containers: module load cuda."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Environment variables of all stages, also in containers; null takes one of our own away."""
+    python: str | None = None
+    """The interpreter that starts stages; when null, the one that submits or, in a container, python."""
+    max_attempts: int = bounded(3, minimum=1)
+    """Starts of a job that may fail, one after the other, without a new part or checkpoint."""
+    max_interruptions: int = bounded(20, minimum=1)
+    """Starts that may be preempted, reach the limit or lose their node, without a new part or checkpoint."""
+    hang_minutes: float = bounded(30.0, above=0.0)
+    """Training that shows no step for so long prints the stack of every rank, ends, and is started again."""
+    sampler: SlurmJobConfig = field(default_factory=SlurmJobConfig)
+    trainer: SlurmTrainerConfig = field(default_factory=SlurmTrainerConfig)
+    cpu: SlurmJobConfig = field(default_factory=SlurmJobConfig)
+
+
+@dataclass(kw_only=True)
 class LauncherConfig:
     """Where stages run."""
 
-    name: str = one_of("local", "local")
-    """local: on this machine, one step after the other."""
+    name: str = one_of("local", "local", "slurm")
+    """local: on this machine, one step after the other. slurm: as a chain of jobs."""
     ranks: int = bounded(1, minimum=1)
-    """Training processes on this machine: one per GPU, or gloo ranks on a CPU."""
+    """Training processes, on all nodes together: one per GPU, or gloo ranks on a CPU."""
     threads_per_rank: int = bounded(1, minimum=1)
     """CPU threads of each training process."""
     grace_seconds: float = bounded(25.0, above=0.0)
-    """How long a stage may take to end by itself after an interruption; training saves a checkpoint meanwhile."""
+    """local only: how long a stage may take to end after an interruption; training saves a checkpoint meanwhile."""
+    dry_run: bool = False
+    """slurm only: show scripts and dependencies, and submit nothing."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
 @dataclass(kw_only=True)

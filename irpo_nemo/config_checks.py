@@ -1,11 +1,12 @@
 """What a whole configuration must fulfil: the bounds of each value, and how values fit together."""
 
 import difflib
+import re
 import typing
 from collections.abc import Iterator
 from typing import Any
 
-from irpo_nemo.config import ENGINE_OPTIONS, ROW_MULTIPLE, IRPOConfig, value_at, walk_fields
+from irpo_nemo.config import ENGINE_OPTIONS, ROW_MULTIPLE, IRPOConfig, SlurmJobConfig, value_at, walk_fields
 
 
 def check_bounds(config: IRPOConfig) -> list[str]:
@@ -197,6 +198,58 @@ def _check_server(config: IRPOConfig) -> Iterator[str]:
         )
 
 
+def _check_slurm(config: IRPOConfig) -> Iterator[str]:
+    if config.launcher.name != "slurm":
+        if config.launcher.dry_run:
+            yield "launcher.dry_run: is true, but launcher.name is local; `irpo plan` shows its steps"
+        return
+    slurm, ranks = config.launcher.slurm, config.launcher.ranks
+    key, nodes = "launcher.slurm.trainer", slurm.trainer.nodes
+    if ranks % nodes:
+        yield f"launcher.ranks: is {ranks}, but must be a multiple of {key}.nodes = {nodes}"
+    elif slurm.trainer.gpus_per_node and ranks != nodes * slurm.trainer.gpus_per_node:
+        yield (
+            f"launcher.ranks: is {ranks}, but {key}.nodes x gpus_per_node = {nodes * slurm.trainer.gpus_per_node}, "
+            "and training takes one rank a GPU"
+        )
+    for kind in ("sampler", "trainer", "cpu"):
+        job: SlurmJobConfig = getattr(slurm, kind)
+        if slurm.container != "none" and job.image is None:
+            yield f"launcher.slurm.{kind}.image: is null, but launcher.slurm.container is {slurm.container}"
+        if slurm.container == "none" and job.image is not None:
+            yield f"launcher.slurm.{kind}.image: is {job.image}, but launcher.slurm.container is none; set pyxis"
+        for line in job.sbatch_lines:
+            if not line.startswith("-"):
+                yield f"launcher.slurm.{kind}.sbatch_lines: is {line!r}, but an option is wanted, such as --licenses=x"
+    if config.sampler.name == "tensorrt_llm" and config.sampler.tensorrt_llm.nodes_per_engine > 1:
+        yield (
+            f"sampler.tensorrt_llm.nodes_per_engine: is {config.sampler.tensorrt_llm.nodes_per_engine}, but "
+            "launcher=slurm starts engines that fit on one node; set it to 1, or start stage sample by hand"
+        )
+    for name in slurm.environment:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield f"launcher.slurm.environment: {name!r} is no name of an environment variable"
+    yield from _check_characters(config)
+
+
+def _check_characters(config: IRPOConfig) -> Iterator[str]:
+    """What no quoting carries into an #SBATCH line or a container's list of mounts."""
+    texts = {"name": [config.name], "run_root": [config.run_root]}
+    for key, _, _ in walk_fields(IRPOConfig):
+        value = value_at(config, key)
+        values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if key.startswith("launcher.slurm.") and key != "launcher.slurm.prologue":
+            texts[key] = [item for item in values if isinstance(item, str)]
+    for key, values in texts.items():
+        for value in values:
+            if not value.isprintable():
+                yield f"{key}: is {value!r}, but must hold printable characters only"
+    if set(str(config.run_folder.absolute())) & {"%", "\\"}:
+        yield f"name: run_root/name is {config.run_folder}, but Slurm reads % and \\ in the paths of logs"
+    if config.launcher.slurm.container != "none" and set(config.name + config.run_root) & {",", ":"}:
+        yield f"name: run_root/name is {config.run_folder}, but a container's mounts take no , and no :"
+
+
 _RELATIONS = (
     _check_name,
     _check_temperatures,
@@ -210,4 +263,5 @@ _RELATIONS = (
     _check_development,
     _check_prompt,
     _check_sampler,
+    _check_slurm,
 )

@@ -30,6 +30,9 @@ from irpo_nemo.selection import split_problems
 State = Literal["done", "ready", "waiting", "stale"]
 """`ready`: all it reads is there; `waiting`: an earlier step is not done; `stale`: finished once, no longer valid."""
 
+Kind = Literal["sampler", "trainer", "cpu"]
+"""What a stage needs: the engine that draws completions, the training ranks, or neither."""
+
 Split = Literal["train", "test"]
 
 EVALUATION_SPLIT: Split = "test"
@@ -80,6 +83,9 @@ class Step:
     leftovers: tuple[Path, ...]
     """Everything it may write, to be cleared before it starts over."""
     manifest: Path
+    kind: Kind
+    has_shards: bool
+    """Whether several processes can each do a share of it."""
     ranks: int
     """Processes that it takes."""
     state: State
@@ -116,6 +122,8 @@ class _Draft:
     outputs: tuple[Path, ...]
     leftovers: tuple[Path, ...]
     manifest: Path
+    kind: Kind = "cpu"
+    has_shards: bool = False
     ranks: int = 1
 
 
@@ -252,6 +260,7 @@ def _draft_model_zero(config: IRPOConfig, sources: dict[str, str]) -> Iterator[_
         outputs=(folder.hf,),
         leftovers=(folder.train.root, folder.hf),
         manifest=folder.manifest("sft"),
+        kind="trainer",
         ranks=config.launcher.ranks,
     )
 
@@ -275,6 +284,8 @@ def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Ite
         outputs=tuple(folder.samples(split) for split in splits),
         leftovers=tuple(folder.samples(split) for split in ALL_SPLITS),
         manifest=folder.manifest("sample"),
+        kind="sampler",
+        has_shards=True,
     )
     yield _Draft(
         stage="grade",
@@ -313,6 +324,7 @@ def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Ite
         outputs=made_by_train,
         leftovers=(*made_by_train, folder.train.root),
         manifest=folder.manifest("train"),
+        kind="trainer",
         ranks=config.launcher.ranks,
     )
 
@@ -337,6 +349,7 @@ def _draft_selection(
         outputs=(folder.reference, trial.steps),
         leftovers=(folder.reference, trial.steps, trial.train.root, trial.models),
         manifest=folder.manifest("trial"),
+        kind="trainer",
         ranks=config.launcher.ranks,
     )
     yield _Draft(
@@ -348,6 +361,7 @@ def _draft_selection(
         outputs=(folder.selection,),
         leftovers=(folder.selection, trial.root / "samples", trial.root / "graded"),
         manifest=folder.manifest("select"),
+        kind="sampler",
     )
 
 
@@ -401,6 +415,8 @@ def _examine(config: IRPOConfig, draft: _Draft, digests: Mapping[tuple[str, int 
         outputs=draft.outputs,
         leftovers=draft.leftovers,
         manifest=draft.manifest,
+        kind=draft.kind,
+        has_shards=draft.has_shards,
         ranks=draft.ranks,
         state=state,
         reason=reason,

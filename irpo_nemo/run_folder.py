@@ -14,6 +14,7 @@ runs/<name>/
     hf/                      M_1
     <stage>.manifest.json
   logs/  report/  tracking/
+  slurm/                     the jobs of a chain: scripts, the code they run, logs, state
 """
 
 from dataclasses import dataclass
@@ -160,6 +161,35 @@ class IterationFolder:
 
 
 @dataclass(frozen=True)
+class SlurmFolder:
+    """What launching on a cluster keeps in a run."""
+
+    root: Path
+
+    @property
+    def chain(self) -> Path:
+        """The jobs of the last submission."""
+        return self.root / "chain.json"
+
+    @property
+    def code(self) -> Path:
+        """The package as it was when the chain was submitted."""
+        return self.root / "code"
+
+    @property
+    def logs(self) -> Path:
+        """NAME.JOB.log for people; NAME.JOB.START/ with a file for each rank and node."""
+        return self.root / "logs"
+
+    def script(self, job: str) -> Path:
+        return self.root / f"{job}.sbatch"
+
+    def state(self, job: str) -> Path:
+        """What supervise.sh knows of a job; NAME.TASK for a task of an array."""
+        return self.root / "state" / job
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The root of one run."""
 
@@ -201,6 +231,10 @@ class RunFolder:
     @property
     def page(self) -> Path:
         return self.report / "index.html"
+
+    @property
+    def slurm(self) -> SlurmFolder:
+        return SlurmFolder(self.root / "slurm")
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"

@@ -13,6 +13,7 @@ PACKAGE = Path(irpo_nemo.__file__).resolve().parent
 FLOORS = {
     "errors": 0,
     "records": 0,
+    "supervision": 0.5,
     "config": 1,
     "config_checks": 1.2,
     "config_files": 1.3,

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 _REFRESH_SECONDS = 1.0
-_STYLES = {"done": "green", "running": "bold cyan", "failed": "bold red", "stale": "yellow", "interrupted": "yellow"}
+_STYLES = {
+    "done": "green",
+    "running": "bold cyan",
+    "failed": "bold red",
+    "stale": "yellow",
+    "interrupted": "yellow",
+    "queued": "cyan",
+}
 
 
 class Display:
@@ -77,6 +84,13 @@ def summarize(manifest: Manifest) -> str:
     if manifest.taken_from is not None:
         return ", ".join([*facts, f"taken over from {manifest.taken_from}"])
     return ", ".join([*facts, f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"])
+
+
+def clear_screen() -> None:
+    """Begin a terminal's page anew; a file just goes on."""
+    from rich.console import Console
+
+    Console().clear()
 
 
 def print_table(columns: Iterable[str], rows: Iterable[tuple[str, ...]], *, title: str) -> None:

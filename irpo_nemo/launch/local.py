@@ -19,8 +19,6 @@ from irpo_nemo.launch.progress import Progress, read_progress
 from irpo_nemo.pipeline import Step, plan, refuse_changes
 from irpo_nemo.run_folder import RunFolder
 
-_TORCH_DISTRIBUTED_STAGES = ("sft", "trial", "train")
-
 
 def run_locally(config: IRPOConfig) -> bool:
     """Do every step that is not done, in order; False when there was none.
@@ -35,7 +33,7 @@ def run_locally(config: IRPOConfig) -> bool:
     folder = RunFolder(config.run_folder)
     display = Display()
     with hold_lock(folder.lock), _interruptible():
-        _open_run(config, folder)
+        open_run(config, folder)
         while (step := next_step(config)) is not None:
             _run_step(config, step, display)
     return True
@@ -53,7 +51,7 @@ def next_step(config: IRPOConfig) -> Step | None:
     return next((step for step in steps if step.state != "done"), None)
 
 
-def _open_run(config: IRPOConfig, folder: RunFolder) -> None:
+def open_run(config: IRPOConfig, folder: RunFolder) -> None:
     """Write what stages read (config.yaml) and what people ask later (environment.json, of the first start)."""
     write_text(folder.config, dump_config(config))
     if not folder.environment.exists():
@@ -63,7 +61,6 @@ def _open_run(config: IRPOConfig, folder: RunFolder) -> None:
 def _run_step(config: IRPOConfig, step: Step, display: Display) -> None:
     folder = RunFolder(config.run_folder)
     title = step.stage if step.iteration is None else f"iteration {step.iteration}  {step.stage}"
-    is_distributed = step.stage in _TORCH_DISTRIBUTED_STAGES
     display.show(f"{title}  {_describe_start(step)}")
 
     def read() -> Progress | None:
@@ -76,7 +73,7 @@ def _run_step(config: IRPOConfig, step: Step, display: Display) -> None:
         run_children(
             command,
             ranks=step.ranks,
-            threads_per_rank=config.launcher.threads_per_rank if is_distributed else None,
+            threads_per_rank=config.launcher.threads_per_rank if step.kind == "trainer" else None,
             log=folder.log(step.log_name),
             show=display.show,
             tick=tick,

@@ -26,10 +26,12 @@ class Progress:
     unit: str
     detail: str = ""
     """Numbers worth a look: loss, speed."""
+    seconds_left: float | None = None
+    """At the speed measured last; None before there is one."""
 
     def __str__(self) -> str:
-        text = f"{self.done}/{self.total} {self.unit}"
-        return f"{text}, {self.detail}" if self.detail else text
+        left = "" if self.seconds_left is None else f"{describe_duration(self.seconds_left)} left"
+        return ", ".join(text for text in (f"{self.done}/{self.total} {self.unit}", self.detail, left) if text)
 
 
 def read_progress(config: IRPOConfig, step: Step) -> Progress | None:
@@ -37,15 +39,16 @@ def read_progress(config: IRPOConfig, step: Step) -> Progress | None:
     folder = RunFolder(config.run_folder)
     if step.stage == "sft":
         demonstrations = count_rows(folder.model_zero.demonstrations)
-        return _training_progress(folder.model_zero.train, count_steps(demonstrations, config.sft))
+        return _training_progress(folder.model_zero.train, count_steps(demonstrations, config.sft), config.sft)
     if step.iteration is None:
         return None
     iteration = folder.iteration(step.iteration)
     if step.stage == "trial":
         num_pairs = _count_learned_pairs(config, iteration)
-        return _training_progress(iteration.trial.train, count_steps(num_pairs, config.training))
+        steps = count_steps(num_pairs, config.training)
+        return _training_progress(iteration.trial.train, steps, config.training)
     if step.stage == "train":
-        return _training_progress(iteration.train, _count_train_steps(config, iteration))
+        return _training_progress(iteration.train, _count_train_steps(config, iteration), config.training)
     if step.stage == "select":
         return _selection_progress(config, iteration)
     splits = splits_of(config, step.iteration)
@@ -100,12 +103,14 @@ def read_last_metrics(folder: TrainFolder) -> dict[str, Any]:
     return dict(json.loads(whole[-1])) if whole else {}
 
 
-def _training_progress(folder: TrainFolder, total: int) -> Progress:
+def _training_progress(folder: TrainFolder, total: int, training: TrainingConfig) -> Progress:
     metrics = read_last_metrics(folder)
     if not metrics:
         return Progress(done=0, total=total, unit="steps")
     detail = f"loss {metrics['loss/total']:.3f}, {metrics['pairs_per_second']:.1f} pairs/s"
-    return Progress(done=metrics["step"] + 1, total=total, unit="steps", detail=detail)
+    done = metrics["step"] + 1
+    left = max(total - done, 0) * training.global_batch_size / metrics["pairs_per_second"]
+    return Progress(done=done, total=total, unit="steps", detail=detail, seconds_left=left)
 
 
 def count_steps(num_examples: int, training: TrainingConfig) -> int:
@@ -133,14 +138,15 @@ def _sampling_progress(iteration: IterationFolder, splits: Iterable[Split], *, t
         parts += read_statistics(iteration.sampling_statistics(split), iteration.samples(split))
     done = sum(part.completions + part.spared for part in parts)
     speed = measure_speed(parts)
-    detail = ""
-    if speed is not None:
-        left = max(total - done, 0) / speed.completions_per_second
-        detail = f"{speed.tokens_per_second:.0f} tokens/s, {_describe_duration(left)} left"
-    return Progress(done=done, total=total, unit="candidates", detail=detail)
+    if speed is None:
+        return Progress(done=done, total=total, unit="candidates")
+    detail = f"{speed.tokens_per_second:.0f} tokens/s"
+    left = max(total - done, 0) / speed.completions_per_second
+    return Progress(done=done, total=total, unit="candidates", detail=detail, seconds_left=left)
 
 
-def _describe_duration(seconds: float) -> str:
+def describe_duration(seconds: float) -> str:
+    """90 s, 12 min or 3.4 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

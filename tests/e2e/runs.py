@@ -70,9 +70,9 @@ def kill_when(process: "subprocess.Popen[bytes]", happens: Callable[[], bool], *
     return True
 
 
-def results_without_times(root: Path) -> dict[str, Any]:
+def results_without_times(root: Path, name: str = "run") -> dict[str, Any]:
     """results.json, without wall times."""
-    return _drop_times(json.loads((root / "run" / "report" / "results.json").read_text()))
+    return _drop_times(json.loads((root / name / "report" / "results.json").read_text()))
 
 
 def _drop_times(value: Any) -> Any:
