@@ -102,6 +102,7 @@ def _make_parser() -> argparse.ArgumentParser:
     track = add("track", _track, "What the trackers lack of a run, sent by hand: after a lost network, or offline.")
     track.add_argument("run_folder", metavar="RUN_DIR", type=Path)
     _add_overrides(track)
+    _add_table(add("table", _table, "The runs of a table that are not done, and the table: one row a configuration."))
     _add_grading(add("grade", _grade, "Verdicts for a file of model outputs: rows with response and gold."))
     doctor = add("doctor", _doctor, "Is this environment fit, and what is missing; golden self-tests.")
     doctor.add_argument(
@@ -109,6 +110,19 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     _add_conversions(add("convert", _convert_to_hf, "Weights between Hugging Face folders and Megatron checkpoints."))
     return parser
+
+
+def _add_table(table: argparse.ArgumentParser) -> None:
+    table.add_argument("table", metavar="TABLE", help="a name in conf/tables/, or the path of a YAML file")
+    mode = table.add_mutually_exclusive_group()
+    mode.add_argument("--plan", action="store_true", help="print the runs as commands, and how long; start nothing")
+    mode.add_argument("--show", action="store_true", help="the table of what is done so far; start nothing")
+    table.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="seeds=0,1,2; folder=DIR for its runs (runs/table_NAME); and overrides of every run",
+    )
 
 
 def _add_grading(grade: argparse.ArgumentParser) -> None:
@@ -223,6 +237,12 @@ def _split_iteration(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
     return int(given[-1]), [override for override in overrides if not override.startswith("iteration=")]
 
 
+def _split_option(overrides: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """Take name=VALUE, which is no key of the configuration, out of the overrides; the last one counts."""
+    given = [override.removeprefix(f"{name}=") for override in overrides if override.startswith(f"{name}=")]
+    return (given[-1] if given else None), [o for o in overrides if not o.startswith(f"{name}=")]
+
+
 def _split_shard(overrides: Sequence[str]) -> "tuple[Shard | None, list[str]]":
     """Take shard=I/N out of the overrides."""
     given = [override.removeprefix("shard=") for override in overrides if override.startswith("shard=")]
@@ -288,6 +308,20 @@ def _track(parsed: argparse.Namespace) -> None:
     if failed:
         raise MachineError("\n".join(failed))
     print(f"{parsed.run_folder}: its {num_points} points are sent")
+
+
+def _table(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.table import command
+
+    seeds, overrides = _split_option(parsed.overrides, "seeds")
+    folder, overrides = _split_option(overrides, "folder")
+    plan = command.make_plan(parsed.table, folder=folder, seeds=seeds, options=overrides)
+    if parsed.plan:
+        command.print_plan(plan)
+    elif parsed.show:
+        command.show(plan)
+    else:
+        command.run(plan)
 
 
 def _grade(parsed: argparse.Namespace) -> None:

@@ -51,6 +51,8 @@ class ArithmeticConfig:
     """Share of demonstrations that give the final answer alone."""
     partial_share: float = bounded(0.25, minimum=0.0, maximum=1.0)
     """Share of demonstrations that show the first step only. The rest show every step."""
+    demonstrations: str = one_of("mixed", "mixed", "gold")
+    """gold: instead of these, the worked solutions of the train problems, as other tasks have them."""
 
 
 @dataclass(kw_only=True)
@@ -293,6 +295,8 @@ class PairingConfig:
     """A seeded subsample when there are more; null for no limit."""
     max_sequence_length: int = bounded(2048, minimum=2)
     """Pairs with a longer prompt + completion are dropped and counted."""
+    pairs_path: str | None = None
+    """Train iteration 0 on the pairs of this pairs.parquet, of another run with the same tokenizer, and draw none."""
 
 
 @dataclass(kw_only=True)

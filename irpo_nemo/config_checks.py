@@ -89,6 +89,11 @@ def _check_loss(config: IRPOConfig) -> Iterator[str]:
         yield "loss.dpo_weight: is 0 and so is loss.nll_weight; set one of them above 0"
 
 
+def _check_given_pairs(config: IRPOConfig) -> Iterator[str]:
+    if config.pairing.pairs_path is not None and config.num_iterations == 0:
+        yield "pairing.pairs_path: is set, but num_iterations=0 trains nothing; leave it out or raise num_iterations"
+
+
 def _check_model_source(config: IRPOConfig) -> Iterator[str]:
     if config.model.path is None and not config.sft.enabled:
         yield "model.path: is null; name a Hugging Face folder, or set sft.enabled=true to train random weights"
@@ -256,6 +261,7 @@ _RELATIONS = (
     _check_layout,
     _check_schedules,
     _check_loss,
+    _check_given_pairs,
     _check_model_source,
     _check_lengths,
     _check_arithmetic,

@@ -99,6 +99,23 @@ def make_pairs(
         pairs += fitting
     summary.winners_per_problem = dict(sorted(summary.winners_per_problem.items()))
     summary.losers_per_problem = dict(sorted(summary.losers_per_problem.items()))
+    return _limit(pairs, summary, config, seed)
+
+
+def take_pairs(pairs: Sequence[PreferencePair], config: PairingConfig, *, seed: int) -> PairingResult:
+    """Pairs that were made elsewhere, within `max_sequence_length` and `max_pairs`."""
+    fitting = [pair for pair in pairs if _length(pair) <= config.max_sequence_length]
+    problems, with_pairs = ({pair.problem_id for pair in some} for some in (pairs, fitting))
+    summary = PairingSummary(
+        num_problems=len(problems),
+        num_problems_with_pairs=len(with_pairs),
+        num_problems_without_pairs={"all_too_long": len(problems - with_pairs)} if problems - with_pairs else {},
+        num_pairs_too_long=len(pairs) - len(fitting),
+    )
+    return _limit(fitting, summary, config, seed)
+
+
+def _limit(pairs: list[PreferencePair], summary: PairingSummary, config: PairingConfig, seed: int) -> PairingResult:
     kept = _subsample(pairs, config.max_pairs, seed)
     summary.num_pairs = len(kept)
     summary.num_pairs_subsampled_away = len(pairs) - len(kept)

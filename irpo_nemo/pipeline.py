@@ -54,6 +54,7 @@ _FREE_KEYS = (
     "test_path",
     "dev_path",
     "shots_path",
+    "pairs_path",
     "base_urls",
     "command",
     "api_key_variable",
@@ -172,8 +173,13 @@ def initial_model_of(config: IRPOConfig) -> Path:
 
 
 def splits_of(config: IRPOConfig, iteration: int) -> tuple[Split, ...]:
-    """The problem sets that M_t is sampled on: M_T gives no pairs any more."""
-    return (EVALUATION_SPLIT,) if iteration == config.num_iterations else ALL_SPLITS
+    """The problem sets that M_t is sampled on: M_T gives no pairs any more, and M_0 none when they are given."""
+    gives_pairs = iteration < config.num_iterations and not _has_given_pairs(config, iteration)
+    return ALL_SPLITS if gives_pairs else (EVALUATION_SPLIT,)
+
+
+def _has_given_pairs(config: IRPOConfig, iteration: int) -> bool:
+    return iteration == 0 and config.pairing.pairs_path is not None
 
 
 def find_file_mistakes(config: IRPOConfig) -> Iterator[str]:
@@ -182,6 +188,9 @@ def find_file_mistakes(config: IRPOConfig) -> Iterator[str]:
 
     yield from find_model_mistakes(config)
     yield from find_missing_trackers(config)
+    pairs = config.pairing.pairs_path
+    if pairs is not None and not Path(pairs).is_file():
+        yield f"pairing.pairs_path: {pairs} is not a file; name the pairs.parquet of an iteration"
     if check_relations(config):
         return
     task = load_task(config)
@@ -300,12 +309,13 @@ def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Ite
     if t == config.num_iterations:
         return
     pairs = (folder.pairs, folder.pairs_summary)
+    is_given = _has_given_pairs(config, t)
     yield _Draft(
         stage="pair",
         iteration=t,
         keys=(*_TASK, "pairing"),
-        after=(*model_step, ("sample", t), ("grade", t)),
-        sources=sources | model_source,
+        after=model_step if is_given else (*model_step, ("sample", t), ("grade", t)),
+        sources=_pairs_digest(config) | model_source if is_given else sources | model_source,
         outputs=pairs,
         leftovers=pairs,
         manifest=folder.manifest("pair"),
@@ -475,6 +485,11 @@ def _hash_version(path: Path, versions: tuple[tuple[Path, int, int], ...]) -> st
     if not path.is_dir():
         return hash_file(path)
     return digest_of([[file.relative_to(path).as_posix(), hash_file(file)] for file, _, _ in versions])
+
+
+def _pairs_digest(config: IRPOConfig) -> dict[str, str]:
+    assert config.pairing.pairs_path is not None
+    return {"pairs file": _hash_once(Path(config.pairing.pairs_path))}
 
 
 def _external_model(config: IRPOConfig) -> Path:

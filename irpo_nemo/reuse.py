@@ -37,7 +37,10 @@ logger = logging.getLogger(__name__)
 _ROOMS_WITHOUT_EFFECT = ("cli.py", "__main__.py", "grade_file", "launch", "reporting")
 """What a step makes does not depend on these."""
 
-_READ_WEIGHTS = ("sft", "sample", "trial", "train")
+_SHARED = ("prepare", "sft", "sample", "grade", "pair", "train")
+"""Stages whose outputs are all that later ones read: a trial's models are none, and are dropped once measured."""
+
+_READ_WEIGHTS = ("sft", "sample", "train")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def take_over(config: IRPOConfig, step: Step) -> bool:
 
 def find_twin(config: IRPOConfig, step: Step) -> Twin | None:
     """The first finished step, of the runs in `reuse_from`, that was made from the same as this one; None for none."""
-    if step.stage == "report" or step.inputs is None:
+    if step.stage not in _SHARED or step.inputs is None:
         return None
     own = config.run_folder.resolve()
     for run in _list_runs(config):

@@ -37,6 +37,7 @@ FLOORS = {
     "tracking": 3.5,
     "stages": 4,
     "launch": 4,
+    "table": 4.5,
     "cli": 5,
     "__main__": 6,
 }

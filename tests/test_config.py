@@ -90,6 +90,10 @@ def mistakes_of(*overrides: str, config: str = "quickstart") -> list[str]:
             "(from model)",
         ),
         (
+            "pairing.pairs_path=absent.parquet",
+            "quickstart: pairing.pairs_path: absent.parquet is not a file; name the pairs.parquet of an iteration",
+        ),
+        (
             "task.prompt_template=hello",
             "quickstart: task.prompt_template: is 'hello', but must hold {question}",
         ),
@@ -106,6 +110,14 @@ def test_two_mistakes_are_both_reported() -> None:
     assert mistakes_of("loss.bata=0.1", "loss.beta=-1") == [
         "quickstart: loss.bata: no such key. Did you mean loss.beta?",
         "quickstart: loss.beta: is -1.0, but must be greater than 0.0",
+    ]
+
+
+def test_given_pairs_are_for_training(tmp_path: Path) -> None:
+    (tmp_path / "pairs.parquet").touch()
+    assert mistakes_of(f"pairing.pairs_path={tmp_path}/pairs.parquet", "num_iterations=0") == [
+        "quickstart: pairing.pairs_path: is set, but num_iterations=0 trains nothing; leave it out or raise "
+        "num_iterations",
     ]
 
 

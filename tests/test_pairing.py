@@ -7,7 +7,7 @@ import pytest
 
 from irpo_nemo.config import PairingConfig
 from irpo_nemo.errors import ArtifactError
-from irpo_nemo.pairing import PairingResult, make_pairs
+from irpo_nemo.pairing import PairingResult, make_pairs, take_pairs
 from irpo_nemo.records import Candidate, CandidateKind, GradedCandidate, Verdict
 
 VERDICTS: dict[str, Verdict] = {
@@ -201,3 +201,15 @@ def test_a_candidate_without_grade_is_an_error() -> None:
 def test_a_problem_that_comes_twice_is_an_error() -> None:
     with pytest.raises(ArtifactError, match=r"^candidates: those of problem p are not next to each other"):
         pair(make_problem("p", "wl"), make_problem("q", "wl"), make_problem("p", "wl"))
+
+
+def test_pairs_made_elsewhere_are_kept_within_the_limits() -> None:
+    made = pair(*(make_problem(f"p{number}", "wl") for number in range(3)), num_pairs_per_problem=4).pairs
+    assert take_pairs(made, PairingConfig(), seed=0).pairs == made
+    long = dataclasses.replace(made[0], problem_id="long", prompt_token_ids=[0] * 50)
+    result = take_pairs([*made, long], PairingConfig(max_sequence_length=40, max_pairs=5), seed=0)
+    assert all(kept in made for kept in result.pairs)
+    summary = result.summary
+    assert (summary.num_problems, summary.num_problems_with_pairs) == (4, 3)
+    assert summary.num_problems_without_pairs == {"all_too_long": 1}
+    assert (summary.num_pairs, summary.num_pairs_too_long, summary.num_pairs_subsampled_away) == (5, 1, 7)

@@ -138,6 +138,21 @@ def test_the_last_model_is_sampled_for_evaluation_only(tmp_path: Path) -> None:
     assert [splits_of(config, t) for t in range(3)] == [("train", "test"), ("train", "test"), ("test",)]
 
 
+def test_given_pairs_leave_m_0_nothing_to_draw_for_training(tmp_path: Path) -> None:
+    (tmp_path / "pairs.parquet").write_text("1")
+    given = ["num_iterations=2", f"pairing.pairs_path={tmp_path}/pairs.parquet"]
+    config = make_config(tmp_path, *given)
+    assert [splits_of(config, t) for t in range(3)] == [("test",), ("train", "test"), ("test",)]
+    finish_until(config)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "pairs.parquet").rename(tmp_path / "moved" / "pairs.parquet")
+    config.pairing.pairs_path = f"{tmp_path}/moved/pairs.parquet"
+    assert next_of(plan(config)) is None
+    (tmp_path / "moved" / "pairs.parquet").write_text("2")
+    with pytest.raises(ArtifactError, match="iteration 0 pair was made from another pairs file"):
+        refuse_changes(config, plan(config))
+
+
 def test_a_step_waits_for_the_one_before(tmp_path: Path) -> None:
     steps = finish_until(make_config(tmp_path), "iteration 0 pair")
     assert [(step.state, step.reason) for step in steps[3:6]] == [

@@ -9,7 +9,7 @@ import pytest
 from irpo_nemo.artifacts import list_parts, part_path, read_json, read_manifest, read_parts, read_records, write_records
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.config_files import load_config
-from irpo_nemo.errors import ArtifactError, ConfigError, MachineError
+from irpo_nemo.errors import ArtifactError, ConfigError, DataError, MachineError
 from irpo_nemo.grading import GRADERS
 from irpo_nemo.pipeline import find_step
 from irpo_nemo.records import Candidate, CandidateKind, GradedCandidate, PreferencePair, Problem
@@ -160,6 +160,22 @@ def test_pairs_come_from_problems_with_both_verdicts(config: IRPOConfig) -> None
     assert [pair.chosen_id for pair in pairs[:3]] == ["train-0/sample/0", "train-0/sample/2", "train-0/sample/0"]
     summary = read_json(folder.pairs_summary)
     assert summary["num_problems_without_pairs"] == {"no_loser": 1, "no_winner": 1}
+
+
+def test_pairs_of_another_run_are_taken_as_they_are(config: IRPOConfig, tmp_path: Path) -> None:
+    run_stage(config, "grade", 0)
+    run_stage(config, "pair", 0)
+    made = RunFolder(config.run_folder).iteration(0).pairs
+    pairs = read_records(made, PreferencePair)
+    config.name, config.pairing.pairs_path = "other", str(made)
+    model = tmp_path / "model" / "config.json"
+    shape = {**json.loads(model.read_text()), "model_type": "llama", "vocab_size": 3}
+    model.write_text(json.dumps(shape))
+    with pytest.raises(DataError, match=r"pairs.parquet: holds token 4, but the model's vocabulary has 3\. Name the"):
+        run_stage(config, "pair", 0)
+    model.write_text(json.dumps({**shape, "vocab_size": 5}))
+    run_stage(config, "pair", 0)
+    assert read_records(RunFolder(config.run_folder).iteration(0).pairs, PreferencePair) == pairs
 
 
 def test_grading_goes_on_after_the_parts_that_are_there(config: IRPOConfig) -> None:

@@ -13,7 +13,7 @@ from irpo_nemo.tasks import load_task
 from tests.grading.problems import gold_problem
 
 
-def small_config(seed: int = 0, **options: int | float) -> IRPOConfig:
+def small_config(seed: int = 0, **options: int | float | str) -> IRPOConfig:
     sizes = {"num_train_problems": 50, "num_test_problems": 40, "num_demonstrations": 2000}
     return IRPOConfig(seed=seed, task=TaskConfig(arithmetic=ArithmeticConfig(**{**sizes, **options})))  # type: ignore[arg-type]
 
@@ -135,3 +135,10 @@ def test_too_few_different_stories_are_an_error() -> None:
 def test_importing_the_tasks_imports_nothing_heavy() -> None:
     code = "import sys, irpo_nemo.tasks; print(*{'torch', 'transformers', 'pyarrow', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_gold_demonstrations_are_the_worked_train_problems() -> None:
+    task = load_task(small_config(demonstrations="gold"))
+    wanted = [(task.prompt(problem), problem.solution) for problem in task.train_problems()]
+    assert list(task.demonstrations()) == wanted
+    assert wanted[0] not in set(load_task(small_config()).demonstrations())

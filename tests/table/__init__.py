@@ -1,0 +1,1 @@
+"""Tables: their files, their numbers, and a whole small one."""

@@ -1,0 +1,203 @@
+"""The table, from results made by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from irpo_nemo.artifacts import Manifest, read_json, write_json, write_manifest
+from irpo_nemo.metrics import wilson_interval
+from irpo_nemo.run_folder import RunFolder
+from irpo_nemo.table.claims import Finding
+from irpo_nemo.table.command import make_plan, show
+from irpo_nemo.table.result import TableResult, collect_table
+from irpo_nemo.table.runs import TablePlan
+from irpo_nemo.table.write import write_result
+
+TABLE = """
+source: the paper
+seeds: [0, 1, 2]
+runs: {irpo: [], dpo: [loss=dpo]}
+rows:
+  - {id: m0, title: M_0, run: irpo, iteration: 0, paper: 55.6}
+  - {id: m0_vote, title: M_0, run: irpo, iteration: 0, decoding: majority}
+  - {id: irpo_1, title: IRPO, run: irpo, iteration: 1, paper: 73.1}
+  - {id: irpo_2, title: IRPO again, run: irpo, iteration: 2}
+  - {id: dpo, title: DPO, run: dpo, iteration: 1, paper: 61.8}
+comparisons:
+  - {says: IRPO beats M_0, better: irpo_1, worse: m0}
+  - {says: IRPO beats DPO, better: irpo_1, worse: dpo}
+diminishing:
+  - {says: less each time, rows: [m0, irpo_1, irpo_2]}
+curves:
+  - {says: chosen falls, run: dpo, side: chosen, direction: falls}
+  - {says: rejected rises, run: dpo, side: rejected, direction: rises}
+figures:
+  - {file: curves, title: Curves, panels: {DPO: dpo, IRPO: irpo}}
+"""
+
+
+def finish(folder: RunFolder, stage: str, iteration: int, *, taken_from: str | None = None) -> None:
+    manifest = Manifest(
+        stage=stage,
+        iteration=iteration,
+        settings={},
+        inputs={},
+        outputs={},
+        counts={},
+        seconds={"total": 30.0},
+        taken_from=taken_from,
+    )
+    write_manifest(folder.iteration(iteration).manifest(stage), manifest)
+
+
+def write_accuracy(
+    folder: RunFolder, iteration: int, correct: int, votes: int, *, taken_from: str | None = None
+) -> None:
+    """Of 100 problems."""
+    vote = {"k": 8, "accuracy": votes / 100, "accuracy_ci95": wilson_interval(votes, 100)}
+    evaluation = {"accuracy": correct / 100, "accuracy_ci95": wilson_interval(correct, 100), "majority_vote": vote}
+    write_json(folder.iteration(iteration).evaluation, evaluation)
+    finish(folder, "grade", iteration, taken_from=taken_from)
+
+
+def write_training(folder: RunFolder, *, chosen: float, rejected: float) -> None:
+    """Ten steps at beta 0.1; in the last, log-probs have moved so far from the reference's -20 and -30."""
+    folder.config.parent.mkdir(parents=True, exist_ok=True)
+    folder.config.write_text("loss: {beta: 0.1}\n")
+    lines = []
+    for step in range(10):
+        moved = {"chosen": chosen * step / 9, "rejected": rejected * step / 9}
+        line = {f"reward/{side}": 0.1 * change for side, change in moved.items()}
+        line |= {"logprob/chosen": -20 + moved["chosen"], "logprob/rejected": -30 + moved["rejected"]}
+        lines.append(json.dumps(line) + "\n")
+    metrics = folder.iteration(0).train.metrics
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_text("".join(lines))
+    finish(folder, "train", 0)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> TablePlan:
+    """Three seeds of `irpo`, whose third lacks iteration 2; two of `dpo`, which share M_0 with it."""
+    path = tmp_path / "t.yaml"
+    path.write_text(TABLE)
+    plan = make_plan(str(path), folder=str(tmp_path / "out"), seeds=None, options=[])
+    accuracies = {0: (20, 60, 70), 1: (22, 64, 72), 2: (24, 68, None)}
+    for seed, (first, second, third) in accuracies.items():
+        irpo = RunFolder(plan.folder_of(seed) / "irpo")
+        write_accuracy(irpo, 0, first, first + 30)
+        write_accuracy(irpo, 1, second, second)
+        if third is not None:
+            write_accuracy(irpo, 2, third, third)
+    for seed, correct in ((0, 50), (1, 70)):
+        dpo = RunFolder(plan.folder_of(seed) / "dpo")
+        write_training(dpo, chosen=-4.0 - seed, rejected=-9.0)
+        write_accuracy(dpo, 0, 20, 50, taken_from=f"{plan.folder_of(seed)}/irpo")
+        write_accuracy(dpo, 1, correct, correct)
+    return plan
+
+
+@pytest.fixture
+def result(plan: TablePlan) -> TableResult:
+    return collect_table(plan, {("dpo", 2): "no pairs"})
+
+
+def test_a_row_is_the_mean_over_seeds_with_students_interval(result: TableResult) -> None:
+    m0 = result.rows[0]
+    assert m0.mean == pytest.approx(0.22)
+    assert m0.interval == pytest.approx((0.22 - 4.303 * 0.02 / 3**0.5, 0.22 + 4.303 * 0.02 / 3**0.5))
+    assert [row.title for row in result.rows[:2]] == ["M_0", "M_0, maj@8"]
+    assert result.rows[1].mean == pytest.approx(0.52)
+
+
+def test_the_interval_of_one_seed_is_that_of_its_problems(plan: TablePlan) -> None:
+    one = TablePlan(layout=plan.layout, folder=plan.folder, seeds=[1], options=[])
+    assert collect_table(one, {}).rows[2].interval == wilson_interval(64, 100)
+
+
+def test_an_interval_stays_within_0_and_1(result: TableResult) -> None:
+    """0.5 and 0.7, t(1) = 12.7: beyond both ends."""
+    assert result.rows[4].interval == (0.0, 1.0)
+
+
+def test_missing_rows_are_named(result: TableResult) -> None:
+    assert result.missing == {"IRPO again": [2], "DPO": [2]}
+
+
+def test_a_claim_is_shown_when_its_interval_lies_beyond_0(result: TableResult) -> None:
+    """Differences 40, 42, 44 points: 42 +- 4.303 x 2 / sqrt 3. Against DPO: 10 and -6, t(1) = 12.706."""
+    over_m0, over_dpo, *_ = result.findings
+    assert over_m0 == Finding(
+        says="IRPO beats M_0",
+        is_shown=True,
+        numbers="+42.0 points (95% interval +37.0 to +47.0); by seed +40.0, +42.0, +44.0; "
+        "beyond its own interval in 3 of 3",
+    )
+    assert over_dpo == Finding(
+        says="IRPO beats DPO",
+        is_shown=False,
+        numbers="+2.0 points (95% interval -99.6 to +103.6); by seed +10.0, -6.0; beyond its own interval in 0 of 2",
+    )
+
+
+def test_gains_are_compared_over_the_seeds_that_have_all_of_them(result: TableResult) -> None:
+    assert result.findings[2] == Finding(
+        says="less each time", is_shown=True, numbers="gains +41.0, +9.0 points, means of 2 seeds"
+    )
+
+
+def test_curves_are_judged_by_what_training_moved(result: TableResult) -> None:
+    """The last step's change is -4 and -5 for chosen, -9 twice for rejected."""
+    falls, rises = result.findings[3:]
+    assert falls.numbers == "-4.50 nats a completion (95% interval -10.85 to +1.85); by seed -4.00, -5.00"
+    assert falls.is_shown is False
+    assert rises.is_shown is False
+    assert rises.numbers.startswith("-9.00 nats")
+    (first, _) = result.curves["dpo"]["chosen"]
+    assert first.level == pytest.approx(-20.0)
+    assert first.changes[-1] == pytest.approx(-4.0)
+
+
+def test_a_claim_without_numbers_is_missing(tmp_path: Path, plan: TablePlan) -> None:
+    empty = TablePlan(layout=plan.layout, folder=tmp_path / "elsewhere", seeds=[0], options=[])
+    findings = collect_table(empty, {}).findings
+    assert {finding.is_shown for finding in findings} == {None}
+    assert findings[1].numbers == "numbers of irpo_1, dpo are missing"
+
+
+def test_the_files_say_what_the_table_says(result: TableResult, plan: TablePlan) -> None:
+    write_result(result)
+    lines = (plan.folder / "table.md").read_text().splitlines()
+    assert lines[:6] == [
+        "Seeds 0, 1, 2. Paper: the paper.",
+        "",
+        "| row | ours, % | 95% interval | by seed | paper, % |",
+        "|---|---|---|---|---|",
+        "| M_0 | 22.0 | 17.0 to 27.0 | 20.0 22.0 24.0 | 55.6 |",
+        "| M_0, maj@8 | 52.0 | 47.0 to 57.0 | 50.0 52.0 54.0 | - |",
+    ]
+    assert "- **shown**: less each time (gains +41.0, +9.0 points, means of 2 seeds)" in lines
+    assert lines[-5:] == [
+        "- dpo took over from irpo: grade 0 (60 s spared)",
+        "- all steps took 6 min; without sharing they would have taken 7 min",
+        "- missing: IRPO again, seed 2",
+        "- missing: DPO, seed 2",
+        "- failed: dpo, seed 2: no pairs",
+    ]
+    stored = read_json(plan.folder / "table.json")
+    assert [row["id"] for row in stored["rows"]] == ["m0", "m0_vote", "irpo_1", "irpo_2", "dpo"]
+    assert stored["rows"][3]["missing_seeds"] == [2]
+    assert stored["rows"][4]["by_seed"] == {"0": 0.5, "1": 0.7}
+    assert stored["claims"][0]["shown"] is True
+    for figure in ("curves", "accuracy"):
+        assert (plan.folder / f"{figure}.svg").read_text().startswith("<svg"), figure
+
+
+def test_showing_a_table_that_was_not_begun_names_everything(
+    tmp_path: Path, plan: TablePlan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(TablePlan(layout=plan.layout, folder=tmp_path / "new", seeds=[0], options=[]))
+    printed = capsys.readouterr().out
+    assert "missing: IRPO again, seed 0" in printed
+    assert (tmp_path / "new" / "table.md").exists()
