@@ -34,7 +34,7 @@ from irpo_nemo.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-_ROOMS_WITHOUT_EFFECT = ("cli.py", "__main__.py", "grade_file", "launch", "reporting")
+_ROOMS_WITHOUT_EFFECT = ("cli.py", "__main__.py", "grade_file", "launch", "planning", "reporting", "table", "tracking")
 """What a step makes does not depend on these."""
 
 _SHARED = ("prepare", "sft", "sample", "grade", "pair", "train")

@@ -137,6 +137,13 @@ def test_another_program_is_no_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert find_twin(second, find_step(second, "grade", 0)) is None
 
 
+def test_the_program_is_what_decides_results() -> None:
+    root = Path(reuse.__file__).parent
+    rooms = {path.name for path in root.iterdir()}
+    assert set(reuse._ROOMS_WITHOUT_EFFECT) <= rooms
+    assert {"stages", "training", "sampling", "pairing.py"} <= rooms - set(reuse._ROOMS_WITHOUT_EFFECT)
+
+
 def test_damaged_files_are_not_taken_over(tmp_path: Path, first: IRPOConfig) -> None:
     graded = manifest_of(first, "grade")
     write_json(folder_of(first).evaluation, {"accuracy": 1.0})
