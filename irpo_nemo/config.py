@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROW_MULTIPLE = 8
-"""Rows of a micro batch are padded to a multiple of this, so that sequence parallel can split them."""
-
 
 def bounded(
     default: Any, *, minimum: float | None = None, above: float | None = None, maximum: float | None = None
@@ -401,8 +398,20 @@ class ParallelConfig:
     """Ranks that split each layer; divides the attention heads."""
     pipeline_model_parallel_size: int = bounded(1, minimum=1)
     """Ranks that hold consecutive layers; divides the layers."""
+    virtual_pipeline_model_parallel_size: int = bounded(1, minimum=1)
+    """Pieces of the model on each pipeline stage: more of them leave stages idle for less time, for more messages."""
+    context_parallel_size: int = bounded(1, minimum=1)
+    """Split each row of a micro batch over so many ranks, which share the memory that long sequences take."""
     sequence_parallel: bool = False
     """Split activations between layers, too, over the tensor-parallel ranks, along the sequence."""
+    overlap_data_parallel: bool | None = None
+    """Sum gradients and, with the distributed optimizer, gather weights over the data-parallel ranks while computing.
+    Null is true on GPUs."""
+
+    @property
+    def ranks_per_replica(self) -> int:
+        """Ranks that hold one copy of the model together."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from irpo_nemo.config import ENGINE_OPTIONS, ROW_MULTIPLE, IRPOConfig, SlurmJobConfig, value_at, walk_fields
+from irpo_nemo.config import ENGINE_OPTIONS, IRPOConfig, SlurmJobConfig, value_at, walk_fields
 
 
 def check_bounds(config: IRPOConfig) -> list[str]:
@@ -50,22 +50,20 @@ def _check_temperatures(config: IRPOConfig) -> Iterator[str]:
 
 def _check_layout(config: IRPOConfig) -> Iterator[str]:
     parallel, ranks = config.parallel, config.launcher.ranks
-    model_parallel = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    if ranks % model_parallel:
+    if ranks % parallel.ranks_per_replica:
         yield (
             f"launcher.ranks: is {ranks}, but must be a multiple of tensor_model_parallel_size x "
-            f"pipeline_model_parallel_size = {model_parallel}"
+            f"pipeline_model_parallel_size x context_parallel_size = {parallel.ranks_per_replica}"
         )
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
         yield (
             "parallel.sequence_parallel: is true, but needs tensor_model_parallel_size of at least 2; "
             "raise that, or set it to false"
         )
-    if parallel.sequence_parallel and ROW_MULTIPLE % parallel.tensor_model_parallel_size:
+    if parallel.virtual_pipeline_model_parallel_size > 1 and parallel.pipeline_model_parallel_size == 1:
         yield (
-            f"parallel.sequence_parallel: is true, but rows come in multiples of {ROW_MULTIPLE}, which "
-            f"tensor_model_parallel_size = {parallel.tensor_model_parallel_size} must divide; lower that, or set it to "
-            "false"
+            f"parallel.virtual_pipeline_model_parallel_size: is {parallel.virtual_pipeline_model_parallel_size}, but "
+            "needs pipeline_model_parallel_size of at least 2; raise that, or set it to 1"
         )
 
 

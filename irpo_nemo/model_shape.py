@@ -2,8 +2,8 @@
 
 Read from Hugging Face's config.json, or from the configuration when the model is still to be made. Megatron-core splits
 attention heads, key-value heads and feed-forward columns over tensor-parallel ranks, and layers evenly over
-pipeline-parallel ranks, so each must divide. Keys are read as transformers 4 and 5 spell them; the defaults of keys
-that are left out are transformers' own.
+pipeline-parallel ranks and their virtual stages, so each must divide. Keys are read as transformers 4 and 5 spell them;
+the defaults of keys that are left out are transformers' own.
 """
 
 import json
@@ -188,6 +188,13 @@ def find_layout_mistakes(sizes: ModelSizes, parallel: ParallelConfig, *, source:
         for name in names:
             if getattr(sizes, name) % ways:
                 yield f"parallel.{key}: is {ways}, but must divide {name} = {getattr(sizes, name)} (from {source})"
+    virtual = parallel.virtual_pipeline_model_parallel_size
+    layers_of_a_stage, rest = divmod(sizes.num_layers, pipeline)
+    if not rest and layers_of_a_stage % virtual:
+        yield (
+            f"parallel.virtual_pipeline_model_parallel_size: is {virtual}, but must divide num_layers / "
+            f"pipeline_model_parallel_size = {layers_of_a_stage} (from {source})"
+        )
 
 
 def check_layout(sizes: ModelSizes, parallel: ParallelConfig, *, source: str) -> None:

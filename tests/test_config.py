@@ -56,7 +56,12 @@ def mistakes_of(*overrides: str, config: str = "quickstart") -> list[str]:
         (
             "launcher.ranks=3",
             "quickstart: launcher.ranks: is 3, but must be a multiple of tensor_model_parallel_size x "
-            "pipeline_model_parallel_size = 2",
+            "pipeline_model_parallel_size x context_parallel_size = 2",
+        ),
+        (
+            "parallel.virtual_pipeline_model_parallel_size=2",
+            "quickstart: parallel.virtual_pipeline_model_parallel_size: is 2, but needs pipeline_model_parallel_size "
+            "of at least 2; raise that, or set it to 1",
         ),
         (
             "parallel={tensor_model_parallel_size:1,sequence_parallel:true}",
@@ -134,6 +139,16 @@ def test_pipeline_parallel_must_divide_layers() -> None:
     layout = ["parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2"]
     assert mistakes_of(*layout, "model.num_layers=3") == [
         "quickstart: parallel.pipeline_model_parallel_size: is 2, but must divide num_layers = 3 (from model)"
+    ]
+
+
+def test_virtual_stages_must_divide_the_layers_of_a_stage() -> None:
+    layout = (
+        "parallel={tensor_model_parallel_size:1,pipeline_model_parallel_size:2,virtual_pipeline_model_parallel_size:3}"
+    )
+    assert mistakes_of(layout, "model.num_layers=4") == [
+        "quickstart: parallel.virtual_pipeline_model_parallel_size: is 3, but must divide num_layers / "
+        "pipeline_model_parallel_size = 2 (from model)"
     ]
 
 

@@ -217,7 +217,7 @@ def measure_ours(options: argparse.Namespace) -> tuple[list[float], float]:
     batches = GlobalBatches(
         examples_of_pairs(pairs, references),
         global_batch_size=options.batch,
-        options=batch_options(config.training),
+        options=batch_options(config.training, config.parallel),
         num_steps=options.steps + WARM_UP_STEPS,
         seed=0,
         rank=0,

@@ -5,7 +5,7 @@ TransformerEngine refuses sequence parallelism. Both modules have the interface 
 and calls.
 
 Shapes are Megatron's: s = slots of a row, b = rows of the micro batch, heads = this rank's query heads, groups = this
-rank's key-value heads.
+rank's key-value heads. With context parallel, queries are of this rank's slots alone (s/cp).
 """
 
 import functools
@@ -24,7 +24,8 @@ FLEX_BLOCK = 128
 class GroupAttention(torch.nn.Module):
     """Grouped-query attention: each slot sees its prompt and its own completion, as a `RowLayout` says.
 
-    Without one, rows are causal and padded at their end, where no real token can see it.
+    Without one, rows are causal and padded at their end, where no real token can see it. With context parallel, each
+    rank gathers the keys and values of the others; grouped queries keep these small.
     """
 
     def __init__(
@@ -38,7 +39,6 @@ class GroupAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         assert attention_type == "self"
-        assert config.context_parallel_size == 1
         assert config.attention_dropout == 0.0
         self.softmax_scale = softmax_scale
 
@@ -56,23 +56,29 @@ class GroupAttention(torch.nn.Module):
         """Attend.
 
         Args:
-            query: [s, b, heads, head_dim].
-            key: [s, b, groups, head_dim].
-            value: [s, b, groups, head_dim].
+            query: [s/cp, b, heads, head_dim].
+            key: [s/cp, b, groups, head_dim].
+            value: [s/cp, b, groups, head_dim].
             attention_mask: None; pass None to the model.
             packed_seq_params: The layout; None for plain causal rows.
 
         Returns:
-            [s, b, heads * head_dim].
+            [s/cp, b, heads * head_dim].
         """
         assert attention_mask is None and attention_bias is None
+        layout = packed_seq_params
+        is_split = layout is not None and layout.own_slots is not None
+        if is_split:
+            key, value = _gather_from_context_ranks(key, value)
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        if packed_seq_params is None:
+        if layout is None:
             context = self._attend(query, key, value, is_causal=True)
         elif query.is_cuda:
-            context = flex_attend(query, key, value, packed_seq_params, scale=self.softmax_scale)
+            context = flex_attend(query, key, value, layout, scale=self.softmax_scale)
+        elif is_split:
+            context = self._attend(query, key, value, mask=_whole_mask(layout))
         else:
-            context = self._attend_by_group(query, key, value, packed_seq_params)
+            context = self._attend_by_group(query, key, value, layout)
         return context.permute(2, 0, 1, 3).flatten(2)
 
     def _attend_by_group(self, query: Tensor, key: Tensor, value: Tensor, layout: RowLayout) -> Tensor:
@@ -81,7 +87,7 @@ class GroupAttention(torch.nn.Module):
         for row, spans in enumerate(layout.rows):
             of_row = (query[row : row + 1], key[row : row + 1], value[row : row + 1])
             parts = [part for span in spans for part in self._attend_in_group(*of_row, span)]
-            if padding := layout.width - spans[-1].stop:
+            if padding := layout.width - (spans[-1].stop if spans else 0):
                 parts.append(query.new_zeros(1, query.shape[1], padding, value.shape[3]))
             rows.append(torch.cat(parts, dim=2))
         return torch.cat(rows)
@@ -118,6 +124,16 @@ class GroupAttention(torch.nn.Module):
         )
 
 
+def _gather_from_context_ranks(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """All-gather over the context-parallel group, [s, ...] in the order of `gathered_slots`; backward sums up."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    both = torch.cat([key, value], dim=-1)
+    gathered = gather_from_sequence_parallel_region(both, group=parallel_state.get_context_parallel_group())
+    return gathered.split([key.shape[-1], value.shape[-1]], dim=-1)
+
+
 @functools.lru_cache(maxsize=4096)
 def _sees_prompt_and_itself(prompt: int, length: int) -> Tensor:
     """[length, prompt + length] bool: the causal mask of the last `length` slots."""
@@ -150,34 +166,42 @@ def _compiled_flex_attention() -> Any:
 def _block_mask(layout: RowLayout, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    if layout.block_mask is None:
-        groups, branches = (ids.to(device) for ids in layout.segment_ids())
-        layout.block_mask = create_block_mask(
-            make_mask_mod(groups, branches),
+    if layout.mask is None:
+        layout.mask = create_block_mask(
+            make_mask_mod(layout, device),
             B=len(layout.rows),
             H=None,
-            Q_LEN=layout.width,
+            Q_LEN=layout.width if layout.own_slots is None else len(layout.own_slots),
             KV_LEN=layout.width,
             device=device,
             BLOCK_SIZE=FLEX_BLOCK,
         )
-    return layout.block_mask
+    return layout.mask
 
 
-def make_mask_mod(groups: Tensor, branches: Tensor) -> Any:
-    """Who sees whom, as FlexAttention asks it: (row, head, slot that looks, slot seen) -> bool.
+def _whole_mask(layout: RowLayout) -> Tensor:
+    """[b, 1, s/cp, s] bool, of a layout that is split over context-parallel ranks."""
+    if layout.mask is None:
+        assert layout.own_slots is not None
+        rows, queries, keys = (torch.arange(n) for n in (len(layout.rows), len(layout.own_slots), layout.width))
+        mask_mod = make_mask_mod(layout, torch.device("cpu"))
+        layout.mask = mask_mod(rows[:, None, None, None], torch.tensor(0), queries[:, None], keys[None, :])
+    return layout.mask
 
-    Args:
-        groups: [b, s], of `RowLayout.segment_ids`.
-        branches: [b, s].
-    """
 
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001
+def make_mask_mod(layout: RowLayout, device: torch.device) -> Any:
+    """Who sees whom, as FlexAttention asks it: (row, head, query, key) -> bool, by their places in the tensors."""
+    groups, branches = (ids.to(device) for ids in layout.segment_ids())
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001
         same_group = groups[b, q] == groups[b, k]
         own_or_prompt = (branches[b, k] == 0) | (branches[b, q] == branches[b, k])
         return (k <= q) & same_group & own_or_prompt
 
-    return mask_mod
+    own, gathered = layout.own_slots, layout.gathered_slots
+    if own is None or gathered is None:
+        return sees
+    return lambda b, h, q, k: sees(b, h, own[q], gathered[k])
 
 
 class RMSNorm(torch.nn.RMSNorm):

@@ -10,7 +10,8 @@ that a resumed run needs. Within a global batch the loss is a mean, so how its e
 
 A completion's last token predicts nothing, so it is a target but never an input. Groups are dealt to the data-parallel
 ranks and cut into micro batches of at most `max_tokens_per_micro_batch` slots, balanced by tokens, the same number on
-each rank. A rank without a group of its own gets one of weight 0.
+each rank. A micro batch without a group of its own gets one of weight 0. Megatron's interleaved pipeline schedule wants
+micro batches in multiples of the pipeline's stages, all of one shape.
 
 Shapes: rows = rows of a micro batch, width = slots of a row, completions = those of the micro batch, tokens = all the
 tokens of these completions, one after the other.
@@ -18,6 +19,7 @@ tokens of these completions, one after the other.
 
 import dataclasses
 import functools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +29,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from irpo_nemo.config import ROW_MULTIPLE, TrainingConfig
+from irpo_nemo.config import ParallelConfig, TrainingConfig
 from irpo_nemo.records import Demonstration, PreferencePair, ReferenceLogprob
 from irpo_nemo.training.layout import GroupSpan, RowLayout
+
+_ROW_MULTIPLE = 8
+"""Rows are padded to a multiple of this, which tensor cores ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,10 @@ class BatchOptions:
     max_tokens_per_micro_batch: int
     share_prompts: bool = True
     pack: bool = True
+    row_multiple: int = _ROW_MULTIPLE
+    """Slots of a row are a multiple of this, so that ranks can split them evenly."""
+    interleaved_stages: int = 1
+    """Stages that an interleaved pipeline schedule goes around; 1 where the schedule is a plain one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +130,18 @@ class MicroBatch:
         return dataclasses.replace(self, **moved)
 
 
-def batch_options(training: TrainingConfig) -> BatchOptions:
+def batch_options(training: TrainingConfig, parallel: ParallelConfig) -> BatchOptions:
     """How the configuration wants global batches laid out."""
+    is_interleaved = parallel.virtual_pipeline_model_parallel_size > 1
+    splits = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    if parallel.context_parallel_size > 1:
+        splits *= 2 * parallel.context_parallel_size
     return BatchOptions(
         max_tokens_per_micro_batch=training.max_tokens_per_micro_batch,
         share_prompts=training.share_prompts,
         pack=training.pack,
+        row_multiple=math.lcm(_ROW_MULTIPLE, splits),
+        interleaved_stages=parallel.pipeline_model_parallel_size if is_interleaved else 1,
     )
 
 
@@ -213,15 +228,20 @@ def plan_micro_batches(units: Sequence[Unit], *, ranks: int, options: BatchOptio
     order = sorted(range(len(units)), key=lambda index: (-units[index].num_tokens, index))
     total = sum(unit.num_tokens for unit in units)
     most = -(-len(units) // ranks)
-    count = min(most, -(-total // (options.max_tokens_per_micro_batch * ranks)))
+    fewest = min(most, -(-total // (options.max_tokens_per_micro_batch * ranks)))
+    count = _round_up(fewest, options.interleaved_stages)
     while True:
         bins = _fill_bins([units[index] for index in order], count * ranks)
         if count >= most or all(_num_slots(members, options) <= options.max_tokens_per_micro_batch for members in bins):
             break
-        count += 1
+        count += options.interleaved_stages
     filler = dataclasses.replace(units[order[-1]], weight=0.0)
     bins = [members or [filler] for members in bins]
     return [bins[rank::ranks] for rank in range(ranks)]
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def _fill_bins(units: Sequence[Unit], count: int) -> list[list[Unit]]:
@@ -242,19 +262,33 @@ def _num_slots(units: Sequence[Unit], options: BatchOptions) -> int:
     return sum(sizes) if options.pack else max(sizes) * len(sizes)
 
 
-def make_micro_batch(units: Sequence[Unit], *, pack: bool) -> MicroBatch:
-    """Lay the units' groups out in rows. Examples are all pairs, or all demonstrations."""
+def make_micro_batches(parts: Sequence[Sequence[Unit]], options: BatchOptions) -> list[MicroBatch]:
+    """Lay the groups of each part's units out in rows. Examples are all pairs, or all demonstrations."""
+    rows_of_parts = [_make_rows(units, pack=options.pack) for units in parts]
+    shapes = [(len(rows), _round_up(max(map(_count_tokens, rows)), options.row_multiple)) for rows in rows_of_parts]
+    if options.interleaved_stages > 1:
+        shapes = [(max(rows for rows, _ in shapes), max(width for _, width in shapes))] * len(parts)
+    return [_lay_out(*part) for part in zip(parts, rows_of_parts, shapes, strict=True)]
+
+
+def _make_rows(units: Sequence[Unit], *, pack: bool) -> list[list[Group]]:
     groups = [group for unit in units for group in unit.groups]
-    rows = [groups] if pack else [[group] for group in groups]
-    longest = max(sum(group.num_tokens for group in row) for row in rows)
-    width = -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
-    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
+    return [groups] if pack else [[group] for group in groups]
+
+
+def _count_tokens(groups: Sequence[Group]) -> int:
+    return sum(group.num_tokens for group in groups)
+
+
+def _lay_out(units: Sequence[Unit], rows: Sequence[Sequence[Group]], shape: tuple[int, int]) -> MicroBatch:
+    """Put rows of groups into tensors of [rows, width], which leave room for padding at the right and below."""
+    num_rows, width = shape
+    tokens = torch.zeros(shape, dtype=torch.int64)
     position_ids = torch.zeros_like(tokens)
-    spans: list[list[GroupSpan]] = []
+    spans: list[list[GroupSpan]] = [[] for _ in range(num_rows)]
     predictors: list[Tensor] = []
     for index, row in enumerate(rows):
         start = 0
-        spans.append([])
         for group in row:
             span = GroupSpan(
                 start=start, prompt=len(group.prompt), completions=tuple(len(item) - 1 for item in group.completions)
@@ -262,10 +296,10 @@ def make_micro_batch(units: Sequence[Unit], *, pack: bool) -> MicroBatch:
             values = [*group.prompt, *(token for item in group.completions for token in item[:-1])]
             tokens[index, start : span.stop] = torch.tensor(values)
             position_ids[index, start : span.stop] = span.position_ids()
-            predictors.append(span.predictors() * len(rows) + index)
-            spans[-1].append(span)
+            predictors.append(span.predictors() * num_rows + index)
+            spans[index].append(span)
             start = span.stop
-    completions = [completion for group in groups for completion in group.completions]
+    completions = [completion for row in rows for group in row for completion in group.completions]
     layout = RowLayout(
         rows=tuple(map(tuple, spans)),
         width=width,
@@ -279,7 +313,7 @@ def make_micro_batch(units: Sequence[Unit], *, pack: bool) -> MicroBatch:
         layout=layout,
         completion_lengths=torch.tensor([len(completion) for completion in completions]),
         **_example_tensors(units),
-        num_tokens=sum(group.num_tokens for group in groups),
+        num_tokens=sum(map(_count_tokens, rows)),
     )
 
 
@@ -343,7 +377,7 @@ class GlobalBatches(Dataset[list[MicroBatch]]):
     def __getitem__(self, index: int) -> list[MicroBatch]:
         examples = [self.examples[i] for i in self.example_indices(self.first_step + index)]
         plan = plan_micro_batches(make_units(examples, self.options), ranks=self.ranks, options=self.options)
-        return [make_micro_batch(units, pack=self.options.pack) for units in plan[self.rank]]
+        return make_micro_batches(plan[self.rank], self.options)
 
     def example_indices(self, step: int) -> list[int]:
         """The examples of one global batch, whatever the layout: a seeded shuffle of each epoch, cut into batches.

@@ -85,6 +85,7 @@ class Checkpoints:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
         dist.barrier()
+        policy.gather_weights()
         state = _sharded_state(policy, is_loading=False)
         self._pending = ShardedSave(state, temporary, in_background=self.in_background), description
         if not self.in_background:

@@ -25,6 +25,7 @@ from irpo_nemo.training.families import Family, find_family
 from irpo_nemo.training.families.weights import load_hf_weights
 from irpo_nemo.training.layout import RowLayout
 from irpo_nemo.training.logprobs import linear_logprobs
+from irpo_nemo.training.parallel import megatron_virtual_size
 
 
 def build_gpt_model(
@@ -48,7 +49,7 @@ def build_gpt_model(
         load_weights: Leave the random initialisation when False, for example to load a checkpoint over it.
 
     Returns:
-        The model chunks of this rank: one, until virtual pipeline stages are used.
+        The model chunks of this rank, one for each virtual pipeline stage.
 
     Raises:
         ModelError: The folder or its model is not supported.
@@ -65,21 +66,27 @@ def build_gpt_model(
         bf16=bf16,
         recompute_activations=recompute_activations,
     )
-    model = PolicyGPTModel(
-        config=config,
-        transformer_layer_spec=_block_spec(config),
-        vocab_size=padded_vocab_size(shape.vocab_size, parallel.tensor_model_parallel_size),
-        max_sequence_length=shape.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        parallel_output=True,
-        **family.gpt_options(hf_config),
-    )
-    model.true_vocab_size = shape.vocab_size
-    model.rotary_pos_emb.set_frequencies(family.rope_frequencies(hf_config))
+    num_chunks = parallel.virtual_pipeline_model_parallel_size
+    rank, last_rank = parallel_state.get_pipeline_model_parallel_rank(), parallel.pipeline_model_parallel_size - 1
+    chunks = []
+    for stage in range(num_chunks):
+        chunk = PolicyGPTModel(
+            config=config,
+            transformer_layer_spec=_block_spec(config, stage),
+            vocab_size=padded_vocab_size(shape.vocab_size, parallel.tensor_model_parallel_size),
+            max_sequence_length=shape.max_position_embeddings,
+            pre_process=rank == 0 and stage == 0,
+            post_process=rank == last_rank and stage == num_chunks - 1,
+            parallel_output=True,
+            vp_stage=stage if num_chunks > 1 else None,
+            **family.gpt_options(hf_config),
+        )
+        chunk.true_vocab_size = shape.vocab_size
+        chunk.rotary_pos_emb.set_frequencies(family.rope_frequencies(hf_config))
+        chunks.append(chunk)
     if load_weights:
-        load_hf_weights([model], hf_folder)
-    return [model]
+        load_hf_weights(chunks, hf_folder)
+    return chunks
 
 
 def transformer_config(
@@ -105,15 +112,22 @@ def transformer_config(
 
 def _parallel_options(parallel: ParallelConfig, bf16: bool) -> dict[str, Any]:
     dtype = torch.bfloat16 if bf16 else torch.float32
+    virtual_size = megatron_virtual_size(parallel)
     return {
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": virtual_size,
+        "context_parallel_size": parallel.context_parallel_size,
         "sequence_parallel": parallel.sequence_parallel,
         "bf16": bf16,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        # Micro batches are padded to their own longest sequence, so stages tell each other the shape.
-        "variable_seq_lengths": True,
+        # Micro batches are padded to their own longest sequence, so stages tell each other the shape; but interleaved
+        # ones have one shape (`BatchOptions`), since the two messages would block a schedule that overlaps them.
+        "variable_seq_lengths": virtual_size is None,
+        # Two stages are each other's next and previous one at once, and only overlapped messages tell these apart.
+        "overlap_p2p_comm": virtual_size is not None,
+        "batch_p2p_comm": virtual_size is None,
         # Megatron-core 0.16 refuses variable lengths with the default dispatcher, even for a dense model.
         "moe_token_dispatcher_type": "alltoall",
     }
@@ -132,7 +146,7 @@ def _kernel_options(*, has_cuda: bool) -> dict[str, Any]:
     }
 
 
-def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+def _block_spec(config: TransformerConfig, stage: int) -> TransformerBlockSubmodules:
     """Megatron's local spec with our attention, and our norm everywhere: its own final norm may be apex's."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
@@ -141,7 +155,8 @@ def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     if config.qk_layernorm:
         layer.submodules.self_attention.submodules.q_layernorm = RMSNorm
         layer.submodules.self_attention.submodules.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    num_layers = get_num_layers_to_build(config, vp_stage=stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
 
 
 class PolicyGPTModel(GPTModel):
@@ -167,8 +182,13 @@ class PolicyGPTModel(GPTModel):
 
         Returns:
             On the last stage the log-prob of each of the layout's tokens, [tokens] fp32, or, without a layout, logits,
-            [b, s, v/tp]. Else hidden states, [s, b, h], s split where sequence parallel is on.
+            [b, s, v/tp]. Else hidden states, [s, b, h], s split where sequence or context parallel is on.
         """
+        context = parallel_state.get_context_parallel_group()
+        if context.size() > 1:
+            assert layout is not None, "plain rows are not split over context-parallel ranks"
+            layout = layout.split_context(context.rank(), context.size())
+            input_ids, position_ids = input_ids[:, layout.own_slots], position_ids[:, layout.own_slots]
         self.rotary_pos_emb.layout = layout
         return super().forward(input_ids, position_ids, attention_mask, packed_seq_params=layout)
 
@@ -185,13 +205,24 @@ class PolicyGPTModel(GPTModel):
             weight = self.output_layer.weight
         if self.config.sequence_parallel:
             hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states)
-        predictors = hidden_states.flatten(0, 1).index_select(0, packed_seq_params.predictors)
+        if packed_seq_params.own_slots is None:
+            return self._predict(hidden_states, weight, packed_seq_params.predictors, packed_seq_params.targets)
+        tokens, predictors = packed_seq_params.own_predictors()
+        logprobs = self._predict(hidden_states, weight, predictors, packed_seq_params.targets[tokens])
+        all_logprobs = logprobs.new_zeros(packed_seq_params.targets.shape).index_copy(0, tokens, logprobs)
+        return tensor_parallel.reduce_from_tensor_model_parallel_region(
+            all_logprobs, group=parallel_state.get_context_parallel_group()
+        )
+
+    def _predict(self, hidden_states: Tensor, weight: Tensor, predictors: Tensor, targets: Tensor) -> Tensor:
+        """The log-prob of each target under the slot that predicts it, [targets] fp32."""
+        predicting = hidden_states.flatten(0, 1).index_select(0, predictors)
         if not self.config.sequence_parallel:
-            predictors = tensor_parallel.copy_to_tensor_model_parallel_region(predictors)
+            predicting = tensor_parallel.copy_to_tensor_model_parallel_region(predicting)
         return linear_logprobs(
-            predictors,
+            predicting,
             weight,
-            packed_seq_params.targets,
+            targets,
             vocab_size=self.true_vocab_size,
             tp_group=parallel_state.get_tensor_model_parallel_group(),
         )
@@ -218,8 +249,12 @@ class PositionedRotaryEmbedding(torch.nn.Module):
         return self.rotary.get_rotary_seq_len(*args, **kwargs) if self.layout is None else self.layout.max_position
 
     def forward(self, max_seq_len: int, **options: Any) -> Tensor:
-        """Angles, [s, b, 1, head_dim]; without a layout Megatron's own, [s, 1, 1, head_dim]."""
+        """Angles, [s/cp, b, 1, head_dim]; without a layout Megatron's own, [s, 1, 1, head_dim]."""
         if self.layout is None:
             return self.rotary(max_seq_len, **options)
-        table = self.rotary(max_seq_len, **options)[:, 0, 0]
-        return table[self.layout.position_ids.t()].unsqueeze(2)
+        # Megatron splits the angles of rows over context-parallel ranks, but not those of packed sequences.
+        table = self.rotary(max_seq_len, **{**options, "packed_seq": True})[:, 0, 0]
+        position_ids = self.layout.position_ids.t()
+        if self.layout.own_slots is not None:
+            position_ids = position_ids[self.layout.own_slots]
+        return table[position_ids].unsqueeze(2)

@@ -27,7 +27,7 @@ from irpo_nemo.training.families.weights import export_hf
 from irpo_nemo.training.gpt import build_gpt_model
 from irpo_nemo.training.logprobs import sum_by_completion
 from irpo_nemo.training.loss import pair_losses
-from irpo_nemo.training.parallel import initialize_parallel, reports_losses, training_device
+from irpo_nemo.training.parallel import initialize_parallel, is_first_context_rank, reports_losses, training_device
 
 METRIC_NAMES = (
     "loss/total",
@@ -108,8 +108,8 @@ class IRPOModel(ModelPT):
         """Wrap the chunks in Megatron's DistributedDataParallel and make the optimizer and its schedule."""
         from irpo_nemo.training.optimizer import make_optimizer, make_scheduler, wrap_in_ddp
 
-        self._wrapped = wrap_in_ddp(list(self.chunks), self.options.training)
-        self.megatron_optimizer = make_optimizer(self._wrapped, self.options.training)
+        self._wrapped = wrap_in_ddp(list(self.chunks), self.options.training, self.options.parallel)
+        self.megatron_optimizer = make_optimizer(self._wrapped, self.options.training, self.options.parallel)
         self.megatron_scheduler = make_scheduler(
             self.megatron_optimizer, self.options.training.optimizer, self.options.schedule_steps
         )
@@ -152,8 +152,15 @@ class IRPOModel(ModelPT):
         outputs = self._run_schedule(list(self.chunks), batch, self._loss, forward_only=True)
         return _reduce_metrics(outputs)["loss/total"]
 
+    def gather_weights(self) -> None:
+        """Bring the weights up to date on every rank before they are read other than by a forward pass."""
+        from irpo_nemo.training.optimizer import gather_weights
+
+        gather_weights(self._wrapped)
+
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder with the tokenizer of the one the weights came from. Every rank calls this."""
+        self.gather_weights()
         export_hf(list(self.chunks), source_folder=Path(self.options.hf_folder), target_folder=folder)
 
     def _run_schedule(
@@ -168,7 +175,7 @@ class IRPOModel(ModelPT):
 
         return get_forward_backward_func()(
             forward_step_func=partial(_forward_step, finish=finish),
-            data_iterator=iter(batch),
+            data_iterator=[iter(batch) for _ in chunks] if len(chunks) > 1 else iter(batch),
             model=chunks,
             num_microbatches=len(batch),
             seq_length=batch[0].tokens.shape[1],
@@ -179,7 +186,9 @@ class IRPOModel(ModelPT):
     def _loss(self, batch: MicroBatch, sums: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Megatron's loss contract: (sum over units, number of units, sums of metrics).
 
-        Units are what the global batch's mean is over: pairs, or the completion tokens of demonstrations.
+        Units are what the global batch's mean is over: pairs, or the completion tokens of demonstrations. Each rank of
+        a context-parallel group knows the whole loss, and has the gradient that comes through its own slots; so
+        Megatron sums gradients over the group, and one rank of it counts.
         """
         if batch.rejected is not None:
             metrics, loss = self._pair_metrics(batch, sums, batch.rejected)
@@ -192,7 +201,7 @@ class IRPOModel(ModelPT):
         totals = torch.stack([units.sum(), batch.weights.sum()])
         return (
             (loss * batch.weights).sum(),
-            totals[0].to(torch.int),
+            totals[0].to(torch.int) * is_first_context_rank(),
             {"sums": torch.cat([weighted, totals]).detach().double()},
         )
 

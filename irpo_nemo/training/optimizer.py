@@ -4,24 +4,27 @@ Gradients are summed, not averaged, over data-parallel ranks (`calculate_per_tok
 divides by the number of pairs that the loss function counted.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from irpo_nemo.config import OptimizerConfig, TrainingConfig
+from irpo_nemo.config import OptimizerConfig, ParallelConfig, TrainingConfig
 from irpo_nemo.errors import ConfigError
 
 
-def wrap_in_ddp(chunks: list[torch.nn.Module], training: TrainingConfig) -> list[torch.nn.Module]:
+def wrap_in_ddp(
+    chunks: list[torch.nn.Module], training: TrainingConfig, parallel: ParallelConfig
+) -> list[torch.nn.Module]:
     """Give each chunk its gradient buffers, and the schedule its hooks."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
-    on_cuda = torch.cuda.is_available()
+    overlap = _overlaps(parallel)
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=training.use_distributed_optimizer,
-        overlap_grad_reduce=on_cuda,
-        overlap_param_gather=on_cuda and training.use_distributed_optimizer,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap and training.use_distributed_optimizer,
     )
     config: Any = chunks[0].config
     config.calculate_per_token_loss = True
@@ -30,12 +33,23 @@ def wrap_in_ddp(chunks: list[torch.nn.Module], training: TrainingConfig) -> list
         for index, chunk in enumerate(chunks)
     ]
     config.finalize_model_grads_func = finalize_model_grads
-    if on_cuda:
+    if overlap:
         config.no_sync_func = [chunk.no_sync for chunk in wrapped] if len(wrapped) > 1 else wrapped[0].no_sync
     return wrapped
 
 
-def make_optimizer(wrapped: list[torch.nn.Module], training: TrainingConfig) -> Any:
+def _overlaps(parallel: ParallelConfig) -> bool:
+    return torch.cuda.is_available() if parallel.overlap_data_parallel is None else parallel.overlap_data_parallel
+
+
+def gather_weights(wrapped: Sequence[Any]) -> None:
+    """Bring the weights up to date on every rank, which overlap leaves to the next forward pass."""
+    for chunk in wrapped:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
+def make_optimizer(wrapped: list[torch.nn.Module], training: TrainingConfig, parallel: ParallelConfig) -> Any:
     """Megatron's mixed-precision AdamW; its state sharded over data-parallel ranks when asked for."""
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
@@ -54,7 +68,7 @@ def make_optimizer(wrapped: list[torch.nn.Module], training: TrainingConfig) -> 
             bf16=training.bf16,
             params_dtype=torch.bfloat16 if training.bf16 else torch.float32,
             use_distributed_optimizer=training.use_distributed_optimizer,
-            overlap_param_gather=torch.cuda.is_available() and training.use_distributed_optimizer,
+            overlap_param_gather=_overlaps(parallel) and training.use_distributed_optimizer,
         ),
         wrapped,
     )

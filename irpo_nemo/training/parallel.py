@@ -34,10 +34,18 @@ def initialize_parallel(parallel: ParallelConfig, *, seed: int) -> None:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=megatron_virtual_size(parallel),
+            context_parallel_size=parallel.context_parallel_size,
         )
     torch.manual_seed(seed)
     if torch.cuda.is_available():
         model_parallel_cuda_manual_seed(seed)
+
+
+def megatron_virtual_size(parallel: ParallelConfig) -> int | None:
+    """Virtual stages of each pipeline rank, as Megatron is told: None for one."""
+    size = parallel.virtual_pipeline_model_parallel_size
+    return size if size > 1 else None
 
 
 def _join_process_group() -> None:
@@ -59,11 +67,10 @@ def _free_port() -> str:
 
 
 def _check_world_size(parallel: ParallelConfig) -> None:
-    model_parallel = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    if dist.get_world_size() % model_parallel:
+    if dist.get_world_size() % parallel.ranks_per_replica:
         raise ConfigError(
             f"launcher.ranks: this job has {dist.get_world_size()} ranks, but tensor_model_parallel_size x "
-            f"pipeline_model_parallel_size = {model_parallel} must divide them"
+            f"pipeline_model_parallel_size x context_parallel_size = {parallel.ranks_per_replica} must divide them"
         )
 
 
@@ -105,8 +112,26 @@ def data_parallel_size() -> int:
     return parallel_state.get_data_parallel_world_size()
 
 
-def reports_losses() -> bool:
-    """Whether this rank speaks for its model replica: last pipeline stage, first tensor-parallel rank."""
+def count_weight_copies() -> int:
+    """How many ranks hold the same weights: those that share a global batch, and those that share its rows."""
     from megatron.core import parallel_state
 
-    return parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+    return data_parallel_size() * parallel_state.get_context_parallel_world_size()
+
+
+def reports_losses() -> bool:
+    """Whether this rank speaks for its model replica: last pipeline stage, first tensor- and context-parallel rank."""
+    from megatron.core import parallel_state
+
+    return (
+        parallel_state.is_pipeline_last_stage()
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+        and is_first_context_rank()
+    )
+
+
+def is_first_context_rank() -> bool:
+    """Whether this rank is the one of its context-parallel group that counts what all of them know."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_context_parallel_rank() == 0

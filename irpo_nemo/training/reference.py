@@ -19,7 +19,7 @@ from irpo_nemo.training.batches import (
     Completion,
     Example,
     batch_options,
-    make_micro_batch,
+    make_micro_batches,
     make_units,
     plan_micro_batches,
 )
@@ -35,7 +35,7 @@ from irpo_nemo.training.parallel import (
 logger = logging.getLogger(__name__)
 
 SCHEDULE_MICRO_BATCHES = 8
-"""Micro batches that go through the pipeline in one run of the schedule."""
+"""Micro batches that go through the pipeline in one run of the schedule, for each stage that it goes around."""
 
 
 def reference_logprobs(
@@ -95,16 +95,17 @@ def score_completions(policy: IRPOModel, completions: Sequence[Completion]) -> l
     Raises:
         ModelError: A log-prob is not finite.
     """
-    options = batch_options(policy.options.training)
+    options = batch_options(policy.options.training, policy.options.parallel)
     different = {(item.prompt, item.completion): item for item in completions}
     index_of = {tokens: index for index, tokens in enumerate(different)}
     units = make_units([Example(chosen=item, rejected=None) for item in different.values()], options)
     mine = plan_micro_batches(units, ranks=data_parallel_size(), options=options)[data_parallel_rank()]
     logprobs = torch.zeros(len(different), dtype=torch.float64, device=training_device())
-    for start in range(0, len(mine), SCHEDULE_MICRO_BATCHES):
-        parts = mine[start : start + SCHEDULE_MICRO_BATCHES]
+    at_once = SCHEDULE_MICRO_BATCHES * options.interleaved_stages
+    for start in range(0, len(mine), at_once):
+        parts = mine[start : start + at_once]
         beat()
-        scores = policy.completion_logprobs([make_micro_batch(part, pack=options.pack) for part in parts])
+        scores = policy.completion_logprobs(make_micro_batches(parts, options))
         for part, sums in zip(parts, scores or [], strict=False):
             indices = [
                 index_of[group.prompt, completion]

@@ -192,7 +192,7 @@ def fit(
     batches = GlobalBatches(
         examples,
         global_batch_size=training.global_batch_size,
-        options=batch_options(training),
+        options=batch_options(training, policy.options.parallel),
         order=training.order,
         num_steps=num_steps,
         seed=policy.options.seed,

@@ -17,7 +17,7 @@ from irpo_nemo.errors import ArtifactError
 from irpo_nemo.run_folder import TrainFolder
 from irpo_nemo.training.batches import MicroBatch
 from irpo_nemo.training.model import IRPOModel
-from irpo_nemo.training.parallel import data_parallel_size
+from irpo_nemo.training.parallel import count_weight_copies, data_parallel_size
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def require_ln_2(dpo: float, *, bf16: bool) -> None:
 def _count_parameters(module: IRPOModel) -> int:
     """Parameters of the whole model, over its tensor and pipeline ranks."""
     local = torch.tensor(
-        sum(p.numel() for p in module.chunks.parameters()) / data_parallel_size(),
+        sum(p.numel() for p in module.chunks.parameters()) / count_weight_copies(),
         dtype=torch.float64,
         device=module.device,
     )

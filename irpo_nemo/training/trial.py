@@ -20,7 +20,7 @@ from irpo_nemo.training.batches import (
     MicroBatch,
     batch_options,
     examples_of_pairs,
-    make_micro_batch,
+    make_micro_batches,
     make_units,
     plan_micro_batches,
 )
@@ -127,6 +127,6 @@ def _micro_batches(examples: Sequence[Example], policy: IRPOModel) -> list[Micro
     """This data-parallel rank's share of the examples as one global batch; none when there are no examples."""
     if not examples:
         return []
-    options = batch_options(policy.options.training)
+    options = batch_options(policy.options.training, policy.options.parallel)
     plan = plan_micro_batches(make_units(examples, options), ranks=data_parallel_size(), options=options)
-    return [make_micro_batch(units, pack=options.pack) for units in plan[data_parallel_rank()]]
+    return make_micro_batches(plan[data_parallel_rank()], options)

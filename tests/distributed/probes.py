@@ -20,9 +20,13 @@ def run_schedule(
 ) -> list[Any]:
     """Run `tokens`, [batch, seq], through the pipeline; `finish` gets the last stage's answer.
 
-    That is logits, [batch, seq, vocab/tp], or, with a layout, the log-probs of its tokens.
+    That is logits, [batch, seq, vocab/tp], or, with a layout, the log-probs of its tokens. An interleaved schedule runs
+    them several times, since it takes no fewer micro batches than there are stages.
     """
+    from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    is_interleaved = len(chunks) > 1
 
     if positions is None:
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
@@ -32,9 +36,9 @@ def run_schedule(
 
     return get_forward_backward_func()(  # type: ignore[no-any-return]
         forward_step_func=forward_step,
-        data_iterator=None,
+        data_iterator=[None] * len(chunks) if is_interleaved else None,
         model=list(chunks),
-        num_microbatches=1,
+        num_microbatches=parallel_state.get_pipeline_model_parallel_world_size() if is_interleaved else 1,
         seq_length=tokens.shape[1],
         micro_batch_size=tokens.shape[0],
         forward_only=forward_only,

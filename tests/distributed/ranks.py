@@ -65,6 +65,18 @@ def run_on_ranks(
             process.join()
 
 
+def leave_layout() -> None:
+    """On each rank: end Megatron's groups, and the threads that gloo has for each, so that others can be made."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.barrier()
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+
+
 def _collect(ranks: dict[Connection, tuple[int, BaseProcess]], timeout_seconds: float) -> list[Any]:
     deadline = time.monotonic() + timeout_seconds
     results: dict[int, Any] = {}

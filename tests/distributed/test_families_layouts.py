@@ -101,11 +101,12 @@ def take_step(chunks: list[Any]) -> None:
     """One step of gradient descent on the mean token loss, through Megatron's DDP."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
-    from irpo_nemo.training.batches import BatchOptions, Completion, Example, make_micro_batch, make_units
+    from irpo_nemo.training.batches import BatchOptions, Completion, Example, make_micro_batches, make_units
 
     rows = [Completion(prompt=(first,), completion=tuple(rest)) for first, *rest in random_tokens().tolist()]
     options = BatchOptions(max_tokens_per_micro_batch=10000)
-    batch = make_micro_batch(make_units([Example(chosen=row, rejected=None) for row in rows], options), pack=True)
+    units = make_units([Example(chosen=row, rejected=None) for row in rows], options)
+    (batch,) = make_micro_batches([units], options)
 
     def mean_loss(logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return -logprobs.mean(), {}

@@ -13,8 +13,15 @@ from tests.distributed.ranks import run_on_ranks
 from tests.distributed.sessions import make_session
 from tests.training.tiny import make_config, make_model_folder, make_pairs
 
-LAYOUTS = {"tp1": (1, 1, 1), "tp2": (2, 2, 1), "pp2": (2, 1, 2), "dp2": (2, 1, 1), "tp2_pp2": (4, 2, 2)}
-"""Ranks, tensor and pipeline parallel sizes."""
+LAYOUTS: dict[str, dict[str, int]] = {
+    "tp1": {"ranks": 1},
+    "tp2": {"ranks": 2, "tensor": 2},
+    "pp2": {"ranks": 2, "pipeline": 2},
+    "pp2_virtual2": {"ranks": 2, "pipeline": 2, "virtual": 2},
+    "cp2": {"ranks": 2, "context": 2},
+    "dp2": {"ranks": 2},
+    "tp2_pp2": {"ranks": 4, "tensor": 2, "pipeline": 2},
+}
 
 
 def sharing_pairs() -> list[PreferencePair]:
@@ -29,11 +36,12 @@ def sharing_pairs() -> list[PreferencePair]:
     return [first, sharing, *rest]
 
 
-def score(model: Path, path: Path, tensor: int, pipeline: int) -> list[ReferenceLogprob]:
+def score(model: Path, path: Path, layout: str) -> list[ReferenceLogprob]:
     from irpo_nemo.training.reference import reference_logprobs
     from irpo_nemo.training.session import load_policy
 
-    config = make_config(tensor=tensor, pipeline=pipeline, max_tokens_per_micro_batch=100)
+    sizes: dict[str, Any] = {key: size for key, size in LAYOUTS[layout].items() if key != "ranks"}
+    config = make_config(**sizes, max_tokens_per_micro_batch=100)
     policy = load_policy(config, config.training, model, num_examples=7)
     return reference_logprobs(policy, sharing_pairs(), path, model_hash="M_t")
 
@@ -84,8 +92,7 @@ def expected(model: Path) -> dict[str, float]:
 def test_reference_logprobs_equal_transformers(
     layout: str, model: Path, expected: dict[str, float], tmp_path: Path
 ) -> None:
-    ranks, tensor, pipeline = LAYOUTS[layout]
-    by_rank = run_on_ranks(score, ranks, model, tmp_path / "reference.parquet", tensor, pipeline)
+    by_rank = run_on_ranks(score, LAYOUTS[layout]["ranks"], model, tmp_path / "reference.parquet", layout)
     stored = read_records(tmp_path / "reference.parquet", ReferenceLogprob)
     assert all(records == stored for records in by_rank)
     assert {record.candidate_id: record.logprob for record in stored} == pytest.approx(expected, rel=1e-6)
@@ -94,7 +101,7 @@ def test_reference_logprobs_equal_transformers(
 
 
 def test_each_completion_is_scored_once(model: Path, tmp_path: Path) -> None:
-    (records,) = run_on_ranks(score, 1, model, tmp_path / "reference.parquet", 1, 1)
+    (records,) = run_on_ranks(score, 1, model, tmp_path / "reference.parquet", "tp1")
     assert len(records) == 13 == len({record.candidate_id for record in records})
 
 
@@ -140,4 +147,4 @@ def test_weights_that_are_not_finite_are_refused(model: Path, tmp_path: Path) ->
     with pytest.raises(
         AssertionError, match="ModelError: reference log-probs: not all are finite; the model's weights"
     ):
-        run_on_ranks(score, 1, broken, tmp_path / "reference.parquet", 1, 1)
+        run_on_ranks(score, 1, broken, tmp_path / "reference.parquet", "tp1")

@@ -19,8 +19,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp1": {"ranks": 1},
     "tp2": {"ranks": 2, "tensor": 2},
     "pp2": {"ranks": 2, "pipeline": 2},
+    "pp2_virtual2": {"ranks": 2, "pipeline": 2, "virtual": 2},
+    "cp2": {"ranks": 2, "context": 2},
     "dp2": {"ranks": 2, "use_distributed_optimizer": False},
-    "dp2_distributed_optimizer": {"ranks": 2},
+    "dp2_distributed_optimizer": {"ranks": 2, "overlap": True},
 }
 
 
@@ -137,7 +139,16 @@ def test_a_finished_run_trains_no_further(uninterrupted: dict[str, Session], mod
     assert session.weights == uninterrupted["tp1"].weights
 
 
-@pytest.mark.parametrize(("before", "after"), [("tp2", "tp1"), ("tp1", "pp2"), ("pp2", "dp2_distributed_optimizer")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("tp2", "tp1"),
+        ("tp1", "pp2"),
+        ("pp2", "dp2_distributed_optimizer"),
+        ("pp2_virtual2", "cp2"),
+        ("dp2_distributed_optimizer", "pp2_virtual2"),
+    ],
+)
 def test_a_run_goes_on_in_another_layout(
     uninterrupted: dict[str, Session], before: str, after: str, model: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irpo_nemo.training.attention import GroupAttention, make_mask_mod
-from irpo_nemo.training.batches import BatchOptions, examples_of_pairs, make_micro_batch, make_units
+from irpo_nemo.training.batches import BatchOptions, examples_of_pairs, make_micro_batches, make_units
 from irpo_nemo.training.layout import RowLayout
 from tests.training.tiny import make_pairs_that_share, make_references
 
@@ -18,7 +18,8 @@ HEADS, KEY_VALUE_HEADS, HEAD_DIM = 4, 2, 8
 def layout_of(*, share: bool, pack: bool) -> RowLayout:
     pairs = make_pairs_that_share(9)
     options = BatchOptions(max_tokens_per_micro_batch=10000, share_prompts=share, pack=pack)
-    return make_micro_batch(make_units(examples_of_pairs(pairs, make_references(pairs)), options), pack=pack).layout
+    units = make_units(examples_of_pairs(pairs, make_references(pairs)), options)
+    return make_micro_batches([units], options)[0].layout
 
 
 def seen_by_definition(layout: RowLayout) -> Tensor:
@@ -47,7 +48,7 @@ def test_attention_by_group_is_attention_with_the_whole_mask(share: bool, pack: 
     rows, width = len(layout.rows), layout.width
     query = torch.randn(width, rows, HEADS, HEAD_DIM, requires_grad=True)
     key, value = (torch.randn(width, rows, KEY_VALUE_HEADS, HEAD_DIM, requires_grad=True) for _ in range(2))
-    attention = GroupAttention(SimpleNamespace(context_parallel_size=1, attention_dropout=0.0), 1, None, "self")
+    attention = GroupAttention(SimpleNamespace(attention_dropout=0.0), 1, None, "self")
     ours = attention(query, key, value, None, packed_seq_params=layout)
 
     seen = seen_by_definition(layout)
@@ -69,10 +70,26 @@ def test_attention_by_group_is_attention_with_the_whole_mask(share: bool, pack: 
 @pytest.mark.parametrize("pack", [False, True])
 def test_the_mask_that_flex_attention_is_given_says_the_same(share: bool, pack: bool) -> None:
     layout = layout_of(share=share, pack=pack)
-    mask_mod = make_mask_mod(*layout.segment_ids())
+    mask_mod = make_mask_mod(layout, torch.device("cpu"))
     slots = torch.arange(layout.width)
     rows = torch.arange(len(layout.rows))
     asked = mask_mod(rows[:, None, None], torch.tensor(0), slots[None, :, None], slots[None, None, :])
     groups, _ = layout.segment_ids()
     is_real = (groups >= 0)[:, :, None]
     assert torch.equal(asked & is_real, seen_by_definition(layout))
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("size", [2, 4])
+def test_context_parallel_ranks_are_given_each_its_rows_of_the_mask(share: bool, size: int) -> None:
+    layout = layout_of(share=share, pack=True)
+    assert layout.width % (2 * size) == 0
+    whole = seen_by_definition(layout)[0]
+    for rank in range(size):
+        part = layout.split_context(rank, size)
+        assert part.own_slots is not None and part.gathered_slots is not None
+        queries, keys = torch.arange(len(part.own_slots)), torch.arange(layout.width)
+        mask_mod = make_mask_mod(part, torch.device("cpu"))
+        asked = mask_mod(torch.tensor(0), torch.tensor(0), queries[:, None], keys[None, :])
+        is_real = (layout.segment_ids()[0][0, part.own_slots] >= 0)[:, None]
+        assert torch.equal(asked & is_real, whole[part.own_slots][:, part.gathered_slots])

@@ -1,24 +1,28 @@
 """Which examples form a batch, how they are grouped, dealt and laid out."""
 
+import dataclasses
 import itertools
 from typing import Any
 
 import pytest
 import torch
 
+from irpo_nemo.config import ParallelConfig, TrainingConfig
 from irpo_nemo.training.batches import (
     BatchOptions,
     Completion,
     Example,
     GlobalBatches,
     MicroBatch,
+    batch_options,
     count_steps,
     examples_of_demonstrations,
     examples_of_pairs,
-    make_micro_batch,
+    make_micro_batches,
     make_units,
     plan_micro_batches,
 )
+from irpo_nemo.training.layout import slots_of_context_rank
 from tests.training.tiny import make_demonstrations, make_pairs, make_pairs_that_share, make_references
 
 SHARED = BatchOptions(max_tokens_per_micro_batch=100)
@@ -63,7 +67,7 @@ def pairs_of(micro: MicroBatch) -> list[tuple[tuple[int, ...], tuple[int, ...], 
 
 def test_a_shared_prompt_and_completion_stand_once() -> None:
     examples = [pair((5, 6), (7, 8, 1), (9, 1)), pair((5, 6), (7, 8, 1), (4, 4, 4, 1)), pair((3,), (1,), (2, 1))]
-    micro = make_micro_batch(make_units(examples, SHARED), pack=True)
+    (micro,) = make_micro_batches([make_units(examples, SHARED)], SHARED)
     assert micro.tokens.tolist() == [[5, 6, 7, 8, 9, 4, 4, 4, 3, 2, 0, 0, 0, 0, 0, 0]]
     assert micro.position_ids.tolist()[0][:10] == [0, 1, 2, 3, 2, 2, 3, 4, 0, 1]
     assert completions_of(micro) == [[7, 8, 1], [9, 1], [4, 4, 4, 1], [1], [2, 1]]
@@ -76,7 +80,7 @@ def test_a_shared_prompt_and_completion_stand_once() -> None:
 
 def test_without_sharing_each_completion_has_its_own_prompt_and_without_packing_its_own_row() -> None:
     examples = [pair((5, 6), (7, 8, 1), (9, 1))]
-    micro = make_micro_batch(make_units(examples, ALONE), pack=False)
+    (micro,) = make_micro_batches([make_units(examples, ALONE)], dataclasses.replace(ALONE, pack=False))
     assert micro.tokens.tolist() == [[5, 6, 7, 8, 0, 0, 0, 0], [5, 6, 9, 0, 0, 0, 0, 0]]
     assert micro.layout.predictors.tolist() == [2, 4, 6, 3, 5]  # slot * rows + row
     assert completions_of(micro) == [[7, 8, 1], [9, 1]]
@@ -84,7 +88,8 @@ def test_without_sharing_each_completion_has_its_own_prompt_and_without_packing_
 
 def test_segments_say_who_sees_whom() -> None:
     examples = [pair((5, 6), (7, 8, 1), (9, 1)), pair((3,), (1,), (2, 1))]
-    groups, branches = make_micro_batch(make_units(examples, SHARED), pack=True).layout.segment_ids()
+    (micro,) = make_micro_batches([make_units(examples, SHARED)], SHARED)
+    groups, branches = micro.layout.segment_ids()
     assert groups.tolist() == [[0, 0, 0, 0, 0, 1, 1, -1]]
     assert branches.tolist() == [[0, 0, 1, 1, 2, 0, 2, -1]]
 
@@ -151,6 +156,72 @@ def test_a_rank_without_examples_gets_one_of_weight_0() -> None:
     assert all(len(share) == 1 for share in shares)
 
 
+def test_an_interleaved_schedule_gets_multiples_of_its_stages_all_of_one_shape() -> None:
+    for pack in (False, True):
+        options = dataclasses.replace(SHARED, pack=pack, interleaved_stages=3)
+        plain = dataclasses.replace(options, interleaved_stages=1)
+        for step in range(3):
+            batch = batches_of(21, options=options)[step]
+            assert len(batch) % 3 == 0
+            assert len({micro.tokens.shape for micro in batch}) == 1
+            found = [pair for micro in batch if micro.weights.all() for pair in pairs_of(micro)]
+            assert sorted(found) == sorted(
+                pair for micro in batches_of(21, options=plain)[step] for pair in pairs_of(micro)
+            )
+
+
+def test_micro_batches_that_only_fill_the_schedule_weigh_nothing() -> None:
+    options = BatchOptions(max_tokens_per_micro_batch=10000, interleaved_stages=4)
+    (batch,) = [batches_of(21, global_batch_size=1, options=options)[0]]
+    assert [micro.weights.tolist() for micro in batch] == [[1.0], [0.0], [0.0], [0.0]]
+
+
+def test_padding_rows_stand_below_and_predict_nothing() -> None:
+    examples = [pair((5, 6), (7, 8, 1), (9, 1)), pair((3,), (1,), (2, 1))]
+    options = BatchOptions(max_tokens_per_micro_batch=100, share_prompts=False, pack=False, interleaved_stages=2)
+    large, small = make_micro_batches([make_units(examples, options), make_units(examples[1:], options)], options)
+    assert large.tokens.shape == small.tokens.shape == (4, 8)
+    assert small.tokens[2:].eq(0).all()
+    assert small.layout.rows[2:] == ((), ())
+    assert small.layout.predictors.tolist() == [0, 1, 5]  # slot * rows + row
+
+
+@pytest.mark.parametrize(
+    ("tensor", "sequence", "context", "multiple"),
+    [(1, False, 1, 8), (3, False, 1, 8), (3, True, 1, 24), (1, False, 2, 8), (1, False, 8, 16), (4, True, 2, 16)],
+)
+def test_rows_can_be_split_over_the_ranks_that_share_them(
+    tensor: int, sequence: bool, context: int, multiple: int
+) -> None:
+    parallel = ParallelConfig(
+        tensor_model_parallel_size=tensor, sequence_parallel=sequence, context_parallel_size=context
+    )
+    assert batch_options(TrainingConfig(), parallel).row_multiple == multiple
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_context_parallel_ranks_share_the_slots_and_what_they_predict(size: int) -> None:
+    options = BatchOptions(max_tokens_per_micro_batch=10000, row_multiple=2 * size)
+    layout = batches_of(21, options=options)[0][0].layout
+    parts = [layout.split_context(rank, size) for rank in range(size)]
+    slots = [part.own_slots for part in parts if part.own_slots is not None]
+    assert sorted(torch.cat(slots).tolist()) == list(range(layout.width))
+    assert len({len(own) for own in slots}) == 1
+    tokens = []
+    for part, own in zip(parts, slots, strict=True):
+        own_tokens, predictors = part.own_predictors()
+        assert torch.equal(own[predictors], layout.predictors[own_tokens])
+        tokens += own_tokens.tolist()
+    assert sorted(tokens) == list(range(len(layout.targets)))
+
+
+def test_each_context_parallel_rank_has_a_stretch_from_either_end() -> None:
+    assert [slots_of_context_rank(16, rank, 2).tolist() for rank in range(2)] == [
+        [0, 1, 2, 3, 12, 13, 14, 15],
+        [4, 5, 6, 7, 8, 9, 10, 11],
+    ]
+
+
 def test_references_are_joined_by_candidate_not_by_position() -> None:
     pairs = make_pairs(4)
     references = make_references(pairs)
@@ -164,7 +235,7 @@ def test_references_are_joined_by_candidate_not_by_position() -> None:
 
 def test_demonstrations_have_no_rejected_side() -> None:
     examples = examples_of_demonstrations(make_demonstrations(2))
-    micro = make_micro_batch(make_units(examples, SHARED), pack=True)
+    (micro,) = make_micro_batches([make_units(examples, SHARED)], SHARED)
     assert micro.rejected is None
     assert micro.chosen.tolist() == [0, 1]
 

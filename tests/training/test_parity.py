@@ -33,7 +33,7 @@ def gradients_of(
         BatchOptions,
         Completion,
         Example,
-        make_micro_batch,
+        make_micro_batches,
         make_units,
         plan_micro_batches,
     )
@@ -59,7 +59,7 @@ def gradients_of(
         units = make_units([examples[i] for i in selection], options)
         units.append(dataclasses.replace(units[0], weight=0.0))
         ((*plan,),) = plan_micro_batches(units, ranks=1, options=options)
-        results.append(policy.forward_backward([make_micro_batch(part, pack=options.pack) for part in plan]))
+        results.append(policy.forward_backward(make_micro_batches(plan, options)))
         export_gradients(policy, folder / str(index))
     return results
 

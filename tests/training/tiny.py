@@ -21,7 +21,6 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 6,
-    "max_position_embeddings": 96,
     "rms_norm_eps": 1e-5,
     "initializer_range": 0.1,
 }
@@ -30,12 +29,13 @@ LENGTHS = (1, 60, 7, 33, 2, 18, 48, 5)
 """Completion tokens, end-of-sequence included; the chosen go through these forwards, the rejected backwards."""
 
 
-def make_model_folder(folder: Path, *, tied: bool = False, seed: int = 0) -> Path:
+def make_model_folder(folder: Path, *, tied: bool = False, seed: int = 0, max_positions: int = 96) -> Path:
     """Random weights as a Hugging Face folder; norms away from 1, which would hide a mix-up."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=tied, eos_token_id=EOS))
+    shape = SHAPE | {"max_position_embeddings": max_positions}
+    model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied, eos_token_id=EOS))
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     model.save_pretrained(folder)
@@ -63,7 +63,9 @@ def make_pairs(count: int, seed: int = 0) -> list[PreferencePair]:
     ]
 
 
-def make_pairs_that_share(count: int, seed: int = 0) -> list[PreferencePair]:
+def make_pairs_that_share(
+    count: int, seed: int = 0, prompt_lengths: Sequence[int] = (1, 3, 12, 30)
+) -> list[PreferencePair]:
     """Pairs of problems with 1 to 4 winners and losers each, paired around; one loser begins with a whole winner."""
     rng = random.Random(seed)
     lengths = iter(LENGTHS * count)
@@ -73,7 +75,7 @@ def make_pairs_that_share(count: int, seed: int = 0) -> list[PreferencePair]:
 
     pairs: list[PreferencePair] = []
     for problem in range(count):
-        prompt = tokens(rng.choice((1, 3, 12, 30)))
+        prompt = tokens(rng.choice(prompt_lengths))
         winners, losers = (
             [[*tokens(next(lengths) - 1), EOS] for _ in range(rng.randint(1, 4))] for _ in ("winners", "losers")
         )
@@ -130,7 +132,10 @@ def make_config(
     *,
     tensor: int = 1,
     pipeline: int = 1,
+    virtual: int = 1,
+    context: int = 1,
     sequence: bool = False,
+    overlap: bool | None = None,
     optimizer: dict[str, Any] | None = None,
     loss: dict[str, Any] | None = None,
     **training: Any,
@@ -141,6 +146,11 @@ def make_config(
         loss=LossConfig(**(loss or {})),
         training=TrainingConfig(**options, optimizer=OptimizerConfig(**({"learning_rate": 1e-3} | (optimizer or {})))),
         parallel=ParallelConfig(
-            tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, sequence_parallel=sequence
+            tensor_model_parallel_size=tensor,
+            pipeline_model_parallel_size=pipeline,
+            virtual_pipeline_model_parallel_size=virtual,
+            context_parallel_size=context,
+            sequence_parallel=sequence,
+            overlap_data_parallel=overlap,
         ),
     )
