@@ -345,6 +345,8 @@ class TrainingConfig:
     is faster because they share their prompt and each completion is computed once."""
     share_prompts: bool = True
     """Compute a prompt once for all completions of it in a global batch, and each completion once; exact either way."""
+    attention: str = one_of("groups", "groups", "transformer_engine")
+    """`groups` is ours, by torch; `transformer_engine` is for GPUs where it is installed, and share_prompts=false."""
     pack: bool = True
     """Put the sequences of a micro batch into one row without padding; exact either way."""
     num_epochs: int = bounded(1, minimum=1)
@@ -356,6 +358,9 @@ class TrainingConfig:
     """Shard the optimizer's state over the data-parallel ranks."""
     bf16: bool = False
     """bfloat16 weights and activations, with float32 main weights and gradients."""
+    fp8: str | None = one_of(None, "hybrid", "e4m3")
+    """In which format Transformer Engine's linear layers multiply, on GPUs where it is installed; hybrid is e4m3
+    forward and e5m2 backward."""
     recompute_activations: bool = False
     """Keep only each layer's input for backward: a third more computation, far less memory."""
     checkpoint_every_steps: int = bounded(100, minimum=1)
@@ -364,6 +369,11 @@ class TrainingConfig:
     """The newest so many; where a validation loss is measured, the best one as well."""
     async_checkpoints: bool = True
     """Write a checkpoint while training goes on, from a copy in host memory."""
+
+    @property
+    def uses_transformer_engine(self) -> bool:
+        """Whether training needs that package."""
+        return self.attention == "transformer_engine" or self.fp8 is not None
 
 
 @dataclass(kw_only=True)

@@ -1,12 +1,13 @@
 """What a whole configuration must fulfil: the bounds of each value, and how values fit together."""
 
 import difflib
+import importlib.util
 import re
 import typing
 from collections.abc import Iterator
 from typing import Any
 
-from irpo_nemo.config import ENGINE_OPTIONS, IRPOConfig, SlurmJobConfig, value_at, walk_fields
+from irpo_nemo.config import ENGINE_OPTIONS, IRPOConfig, SlurmJobConfig, TrainingConfig, value_at, walk_fields
 
 
 def check_bounds(config: IRPOConfig) -> list[str]:
@@ -64,6 +65,31 @@ def _check_layout(config: IRPOConfig) -> Iterator[str]:
         yield (
             f"parallel.virtual_pipeline_model_parallel_size: is {parallel.virtual_pipeline_model_parallel_size}, but "
             "needs pipeline_model_parallel_size of at least 2; raise that, or set it to 1"
+        )
+
+
+def _check_kernels(config: IRPOConfig) -> Iterator[str]:
+    for section, training in (("sft", config.sft), ("training", config.training)):
+        if training.attention == "transformer_engine" and training.share_prompts:
+            yield (
+                f"{section}.attention: is transformer_engine, which knows no shared prompts; set "
+                f"{section}.share_prompts=false, or {section}.attention=groups"
+            )
+        if training.attention == "transformer_engine" and training.pack and config.parallel.context_parallel_size > 1:
+            yield (
+                f"{section}.attention: is transformer_engine, which context parallel splits only where each sequence "
+                f"has its own row; set {section}.pack=false, or {section}.attention=groups"
+            )
+        if training.fp8 is not None and not training.bf16:
+            yield f"{section}.fp8: is {training.fp8}, but needs {section}.bf16=true beside it; set that, or fp8=null"
+
+
+def find_missing_packages(training: TrainingConfig, *, section: str) -> Iterator[str]:
+    """Yield what this machine lacks for training so; `section` is where its options stand."""
+    if training.uses_transformer_engine and importlib.util.find_spec("transformer_engine") is None:
+        yield (
+            f"{section}.attention, {section}.fp8: are {training.attention} and {training.fp8}, but Transformer Engine "
+            f"is not installed here; install transformer-engine[pytorch], or set attention=groups and fp8=null"
         )
 
 
@@ -257,6 +283,7 @@ _RELATIONS = (
     _check_name,
     _check_temperatures,
     _check_layout,
+    _check_kernels,
     _check_schedules,
     _check_loss,
     _check_given_pairs,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from irpo_nemo.artifacts import digest_of, hash_file, read_manifest
 from irpo_nemo.config import IRPOConfig, value_at
-from irpo_nemo.config_checks import check_relations
+from irpo_nemo.config_checks import check_relations, find_missing_packages
 from irpo_nemo.errors import ArtifactError, ConfigError, DataError
 from irpo_nemo.model_shape import find_model_mistakes
 from irpo_nemo.run_folder import RunFolder
@@ -183,7 +183,7 @@ def _has_given_pairs(config: IRPOConfig, iteration: int) -> bool:
 
 
 def find_file_mistakes(config: IRPOConfig) -> Iterator[str]:
-    """Yield the mistakes that show only when files are looked at: the model folder, its shape, the problem files."""
+    """Yield the mistakes that show only on this machine: the model folder, its shape, problem files, packages."""
     from irpo_nemo.tasks import load_task
 
     yield from find_model_mistakes(config)
@@ -191,6 +191,8 @@ def find_file_mistakes(config: IRPOConfig) -> Iterator[str]:
     pairs = config.pairing.pairs_path
     if pairs is not None and not Path(pairs).is_file():
         yield f"pairing.pairs_path: {pairs} is not a file; name the pairs.parquet of an iteration"
+    if config.launcher.name == "local":
+        yield from find_missing_packages(config.training, section="training")
     if check_relations(config):
         return
     task = load_task(config)

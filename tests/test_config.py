@@ -1,6 +1,7 @@
 """Every mistake is one exact line, and all of them are reported together."""
 
 import ast
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,43 @@ def test_pipeline_parallel_must_divide_layers() -> None:
     layout = ["parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2"]
     assert mistakes_of(*layout, "model.num_layers=3") == [
         "quickstart: parallel.pipeline_model_parallel_size: is 2, but must divide num_layers = 3 (from model)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["training.attention=transformer_engine"],
+            "training.attention: is transformer_engine, which knows no shared prompts; set "
+            "training.share_prompts=false, or training.attention=groups",
+        ),
+        (
+            [
+                "training.attention=transformer_engine",
+                "training.share_prompts=false",
+                "parallel={tensor_model_parallel_size:1,context_parallel_size:2}",
+            ],
+            "training.attention: is transformer_engine, which context parallel splits only where each sequence has its "
+            "own row; set training.pack=false, or training.attention=groups",
+        ),
+        (
+            ["sft.fp8=hybrid"],
+            "sft.fp8: is hybrid, but needs sft.bf16=true beside it; set that, or fp8=null",
+        ),
+    ],
+)
+def test_what_transformer_engine_cannot_do_is_said_with_what_can(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", [*PINNED, *overrides])
+    assert str(caught.value) == f"quickstart: {message}"
+
+
+@pytest.mark.skipif(find_spec("transformer_engine") is not None, reason="Transformer Engine is installed")
+def test_training_with_transformer_engine_needs_it_installed() -> None:
+    assert mistakes_of("training.attention=transformer_engine", "training.share_prompts=false") == [
+        "quickstart: training.attention, training.fp8: are transformer_engine and None, but Transformer Engine is not "
+        "installed here; install transformer-engine[pytorch], or set attention=groups and fp8=null"
     ]
 
 

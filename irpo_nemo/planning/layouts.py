@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from irpo_nemo.config import ROW_MULTIPLE
 from irpo_nemo.planning.decoder import Decoder
 from irpo_nemo.planning.memory import Layout, TrainingMemory, training_memory
 from irpo_nemo.planning.speed import Batch, Machine, count_micro_batches, step_seconds
@@ -86,7 +85,7 @@ def _walk_layouts(model: Decoder, like: Layout, machine: Machine) -> Iterator[La
                         like,
                         tp=tp,
                         pp=pp,
-                        sequence_parallel=tp > 1 and ROW_MULTIPLE % tp == 0,
+                        sequence_parallel=tp > 1,
                         micro_batch_tokens=tokens,
                         recompute=recompute,
                     )

@@ -35,6 +35,8 @@ from irpo_nemo.training.layout import GroupSpan, RowLayout
 
 _ROW_MULTIPLE = 8
 """Rows are padded to a multiple of this, which tensor cores ask for."""
+_FP8_SLOTS = 16
+"""Transformer Engine multiplies in FP8 what has a multiple of so many rows on each rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ def batch_options(training: TrainingConfig, parallel: ParallelConfig) -> BatchOp
         max_tokens_per_micro_batch=training.max_tokens_per_micro_batch,
         share_prompts=training.share_prompts,
         pack=training.pack,
-        row_multiple=math.lcm(_ROW_MULTIPLE, splits),
+        row_multiple=math.lcm(_ROW_MULTIPLE, splits) if training.fp8 is None else _FP8_SLOTS * splits,
         interleaved_stages=parallel.pipeline_model_parallel_size if is_interleaved else 1,
     )
 

@@ -1,7 +1,8 @@
 """Build Megatron-core's `GPTModel` from a Hugging Face folder, for this rank's place in the parallel layout.
 
-Everything is built from Megatron's local layer spec with our attention and norm in it, so TransformerEngine and apex
-are not needed. `parallel_state` must be initialised first, and `enable_megatron_on_cpu` called where there is no CUDA.
+Everything is built from Megatron's local layer spec with our attention and norm in it, so Transformer Engine and apex
+are needed only where options ask for them. `parallel_state` must be initialised first, and `enable_megatron_on_cpu`
+called where there is no CUDA.
 
 Shapes: b = rows, s = slots of a row, v = vocabulary padded to a multiple of the tensor-parallel size tp.
 """
@@ -26,6 +27,7 @@ from irpo_nemo.training.families.weights import load_hf_weights
 from irpo_nemo.training.layout import RowLayout
 from irpo_nemo.training.logprobs import linear_logprobs
 from irpo_nemo.training.parallel import megatron_virtual_size
+from irpo_nemo.training.transformer_engine import transformer_engine_attention, use_transformer_engine_linears
 
 
 def build_gpt_model(
@@ -33,6 +35,8 @@ def build_gpt_model(
     *,
     parallel: ParallelConfig,
     bf16: bool,
+    fp8: str | None = None,
+    attention: str = "groups",
     recompute_activations: bool = False,
     load_weights: bool = True,
 ) -> list["PolicyGPTModel"]:
@@ -45,6 +49,8 @@ def build_gpt_model(
         parallel: Sizes of the groups that parallel_state was initialised with. With sequence parallel, s must be a
             multiple of tp.
         bf16: Parameters and activations in bfloat16 instead of float32.
+        fp8: Format of Transformer Engine's products, as in `TrainingConfig`; None for none.
+        attention: Whose, as in `TrainingConfig`.
         recompute_activations: Keep only each layer's input for backward.
         load_weights: Leave the random initialisation when False, for example to load a checkpoint over it.
 
@@ -64,6 +70,7 @@ def build_gpt_model(
         hf_config,
         parallel=parallel,
         bf16=bf16,
+        fp8=fp8,
         recompute_activations=recompute_activations,
     )
     num_chunks = parallel.virtual_pipeline_model_parallel_size
@@ -72,7 +79,7 @@ def build_gpt_model(
     for stage in range(num_chunks):
         chunk = PolicyGPTModel(
             config=config,
-            transformer_layer_spec=_block_spec(config, stage),
+            transformer_layer_spec=_block_spec(config, stage, attention),
             vocab_size=padded_vocab_size(shape.vocab_size, parallel.tensor_model_parallel_size),
             max_sequence_length=shape.max_position_embeddings,
             pre_process=rank == 0 and stage == 0,
@@ -95,6 +102,7 @@ def transformer_config(
     *,
     parallel: ParallelConfig,
     bf16: bool,
+    fp8: str | None = None,
     recompute_activations: bool = False,
 ) -> TransformerConfig:
     """Translate config.json and the layout into Megatron's configuration."""
@@ -102,6 +110,7 @@ def transformer_config(
         **family.transformer_options(hf_config),
         **_parallel_options(parallel, bf16),
         **_kernel_options(has_cuda=torch.cuda.is_available()),
+        "fp8": fp8,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
     }
@@ -146,12 +155,15 @@ def _kernel_options(*, has_cuda: bool) -> dict[str, Any]:
     }
 
 
-def _block_spec(config: TransformerConfig, stage: int) -> TransformerBlockSubmodules:
+def _block_spec(config: TransformerConfig, stage: int, attention: str) -> TransformerBlockSubmodules:
     """Megatron's local spec with our attention, and our norm everywhere: its own final norm may be apex's."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = GroupAttention
+    core_attention = GroupAttention if attention == "groups" else transformer_engine_attention()
+    layer.submodules.self_attention.submodules.core_attention = core_attention
+    if config.fp8:
+        use_transformer_engine_linears(layer)
     if config.qk_layernorm:
         layer.submodules.self_attention.submodules.q_layernorm = RMSNorm
         layer.submodules.self_attention.submodules.k_layernorm = RMSNorm

@@ -28,6 +28,7 @@ from irpo_nemo.training.gpt import build_gpt_model
 from irpo_nemo.training.logprobs import sum_by_completion
 from irpo_nemo.training.loss import pair_losses
 from irpo_nemo.training.parallel import initialize_parallel, is_first_context_rank, reports_losses, training_device
+from irpo_nemo.training.transformer_engine import require_transformer_engine
 
 METRIC_NAMES = (
     "loss/total",
@@ -73,12 +74,15 @@ class IRPOModel(ModelPT):
         super().__init__(cfg=cfg, trainer=trainer)
         self.automatic_optimization = False
         self.options = read_options(cfg)
+        require_transformer_engine(self.options.training)
         initialize_parallel(self.options.parallel, seed=self.options.seed)
         self.chunks = torch.nn.ModuleList(
             build_gpt_model(
                 Path(self.options.hf_folder),
                 parallel=self.options.parallel,
                 bf16=self.options.training.bf16,
+                fp8=self.options.training.fp8,
+                attention=self.options.training.attention,
                 recompute_activations=self.options.training.recompute_activations,
             )
         )

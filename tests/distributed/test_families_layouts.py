@@ -17,12 +17,12 @@ from torch import Tensor
 
 from irpo_nemo.config import ParallelConfig
 from tests.distributed.probes import gathered_logits, run_schedule
-from tests.distributed.ranks import run_on_ranks
+from tests.distributed.ranks import leave_layout, run_on_ranks
 
 pytestmark = pytest.mark.slow
 
-LAYOUTS = [(1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (2, 2)]
-"""Tensor x pipeline parallel sizes."""
+LAYOUTS = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 1), (2, 2, 2)]
+"""Tensor x pipeline parallel sizes, and virtual stages of a pipeline rank."""
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 45,
@@ -85,16 +85,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def layout(tp_size: int, pp_size: int) -> Iterator[ParallelConfig]:
+def layout(tp_size: int, pp_size: int, vp_size: int) -> Iterator[ParallelConfig]:
     """Megatron's groups for one layout of this world."""
-    from megatron.core import parallel_state
+    from irpo_nemo.training.parallel import initialize_parallel
 
-    from irpo_nemo.training.cpu import enable_megatron_on_cpu
-
-    enable_megatron_on_cpu()
-    parallel_state.initialize_model_parallel(tp_size, pp_size)
-    yield ParallelConfig(tensor_model_parallel_size=tp_size, pipeline_model_parallel_size=pp_size)
-    parallel_state.destroy_model_parallel()
+    parallel = ParallelConfig(
+        tensor_model_parallel_size=tp_size,
+        pipeline_model_parallel_size=pp_size,
+        virtual_pipeline_model_parallel_size=vp_size,
+    )
+    initialize_parallel(parallel, seed=0)
+    yield parallel
+    leave_layout()
 
 
 def take_step(chunks: list[Any]) -> None:
@@ -128,13 +130,13 @@ def take_step(chunks: list[Any]) -> None:
 
 
 def in_every_layout(check: Callable[..., None], root: Path) -> None:
-    for tp_size, pp_size in LAYOUTS:
-        with layout(tp_size, pp_size) as parallel:
+    for sizes in LAYOUTS:
+        with layout(*sizes) as parallel:
             for name in MODELS:
                 try:
                     check(root / name, parallel=parallel)
                 except Exception as error:
-                    raise AssertionError(f"{name} at tensor {tp_size} x pipeline {pp_size}") from error
+                    raise AssertionError(f"{name} at {parallel}") from error
 
 
 def check_logits(folder: Path, *, parallel: ParallelConfig) -> None:
@@ -199,7 +201,7 @@ def check_step(folder: Path, *, parallel: ParallelConfig, sequence_parallel: boo
 
 
 def copy_of(folder: Path, purpose: str, parallel: ParallelConfig) -> Path:
-    sizes = f"{parallel.tensor_model_parallel_size}_{parallel.pipeline_model_parallel_size}"
+    sizes = "_".join(str(size) for size in vars(parallel).values())
     return folder.with_name(f"{folder.name}_{purpose}_{sizes}")
 
 
@@ -215,10 +217,10 @@ def test_logits_equal_transformers_in_every_layout(models: Path) -> None:
 
 
 def test_rope_frequencies_equal_transformers(models: Path) -> None:
-    run_on_ranks(partial(in_layout, check_rope, models, (1, 1)), 1)
+    run_on_ranks(partial(in_layout, check_rope, models, (1, 1, 1)), 1)
 
 
-def in_layout(check: Callable[..., None], root: Path, sizes: tuple[int, int]) -> None:
+def in_layout(check: Callable[..., None], root: Path, sizes: tuple[int, int, int]) -> None:
     with layout(*sizes) as parallel:
         for name in MODELS:
             check(root / name, parallel=parallel)
