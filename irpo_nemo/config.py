@@ -429,12 +429,17 @@ class SlurmJobConfig:
     """slurm only: what one kind of job asks for. null leaves it to the cluster."""
 
     partition: str | None = None
+    """Partition, or several with commas."""
     qos: str | None = None
+    """Quality of service."""
     constraint: str | None = None
+    """Features that nodes must have."""
     time: str | None = None
     """Limit, as sbatch takes it: 90, 04:00:00, 1-12:00:00. A stage that takes longer goes on in its next start."""
     gpus_per_node: int = bounded(0, minimum=0)
+    """GPUs of each node; 0 for none."""
     cpus_per_task: int | None = bounded(None, minimum=1)
+    """Processor cores of each task."""
     memory: str | None = None
     """Per node, as sbatch takes it: 200G; 0 for all of it."""
     exclusive: bool = False
@@ -464,15 +469,19 @@ class SlurmConfig:
     """slurm only: where jobs go and how they start. Three kinds of job: sampler, trainer, and cpu for all else."""
 
     account: str | None = None
+    """Account that the jobs are charged to."""
     reservation: str | None = None
+    """Reservation that the jobs run in."""
     shards: int = bounded(8, minimum=1, maximum=100000)
     """Tasks of the array that draws an iteration's candidates; 1 for no array."""
     max_running_shards: int | None = bounded(None, minimum=1)
+    """Tasks of the array that may run at once; no limit when null."""
     gpu_request: str = one_of("gpus_per_node", "gpus_per_node", "gres", "none")
     """How GPUs are asked for; none on clusters that give whole nodes and refuse to be asked."""
     launch: str = one_of("torchrun", "torchrun", "task_per_rank")
     """Training starts one torchrun a node, or one Slurm task a rank."""
     container: str = one_of("none", "none", "pyxis", "apptainer")
+    """What starts containers: the plug-in pyxis of srun, or apptainer."""
     mounts: list[str] = field(default_factory=list)
     """Folders that containers see, as FOLDER or FROM:TO. The run folder and the working directory are added."""
     prologue: list[str] = field(default_factory=list)

@@ -29,28 +29,41 @@ files in [`conf/`](../conf) hold what differs. What takes a list takes `[a,b]`; 
 
 def make_page() -> str:
     """The page as Markdown."""
-    return "\n".join([_HEAD, *(line for section in _walk_sections(IRPOConfig, "") for line in section)])
+    sections = list(_walk_sections(IRPOConfig, ""))
+    home = {schema: prefix for prefix, schema in reversed(sections)}
+    return "\n".join([_HEAD, *(_make_section(prefix, schema, home) for prefix, schema in sections)])
 
 
-def _walk_sections(schema: type, prefix: str) -> Iterator[list[str]]:
-    """A section for `schema` and for each dataclass below it; what it inherits stands in the section of its base."""
-    base = schema.__mro__[1]
-    inherited = {item.name for item in dataclasses.fields(base)} if dataclasses.is_dataclass(base) else set()
+def _walk_sections(schema: type, prefix: str) -> Iterator[tuple[str, type]]:
+    """The dotted prefix and the dataclass of each section."""
+    yield prefix, schema
+    for name, hint in typing.get_type_hints(schema).items():
+        is_own = name in vars(schema).get("__annotations__", {})
+        if dataclasses.is_dataclass(hint) and is_own:
+            yield from _walk_sections(typing.cast(type, hint), f"{prefix}{name}.")
+
+
+def _make_section(prefix: str, schema: type, home: dict[type, str]) -> str:
+    """One table; what another section has already, the same dataclass or the one it extends, is a reference to it."""
     hints = typing.get_type_hints(schema)
-    items = [item for item in dataclasses.fields(schema) if item.name not in inherited]
-    leaves = [item for item in items if not dataclasses.is_dataclass(hints[item.name])]
-    lines = [f"## {prefix.rstrip('.') or 'The run'}\n", f"{_escape(_first_paragraph(schema))}\n"]
-    if inherited:
-        lines.append(f"It has every option of [`training`](#training), as `{prefix}...`, and:\n")
-    if leaves:
+    items = [item for item in dataclasses.fields(schema) if not dataclasses.is_dataclass(hints[item.name])]
+    lines = [f"## {prefix.rstrip('.') or 'The run'}", "", _escape(_first_paragraph(schema)), ""]
+    source = schema if home[schema] != prefix else schema.__mro__[1]
+    if source in home:
+        known = {item.name: _default(item) for item in dataclasses.fields(source)}
+        items = [item for item in items if item.name not in known or known[item.name] != _default(item)]
+        other = home[source].rstrip(".")
+        anchor = other.replace(".", "")
+        lines += [
+            f"The options of [`{other}`](#{anchor}), with `{prefix}` for `{other}.`{', and:' if items else '.'}",
+            "",
+        ]
+    if items:
         documentation = field_documentation(schema)
         lines += ["| option | default | takes | meaning |", "|---|---|---|---|"]
-        lines += [_row(prefix, item, hints[item.name], documentation.get(item.name, "")) for item in leaves]
+        lines += [_row(prefix, item, hints[item.name], documentation.get(item.name, "")) for item in items]
         lines.append("")
-    yield lines
-    for item in items:
-        if dataclasses.is_dataclass(hints[item.name]):
-            yield from _walk_sections(typing.cast(type, hints[item.name]), f"{prefix}{item.name}.")
+    return "\n".join(lines)
 
 
 def _row(prefix: str, item: "dataclasses.Field[Any]", hint: Any, meaning: str) -> str:
