@@ -72,10 +72,11 @@ def kill_when(process: "subprocess.Popen[bytes]", happens: Callable[[], bool], *
 
 def results_without_times(root: Path, name: str = "run") -> dict[str, Any]:
     """results.json, without wall times."""
-    return _drop_times(json.loads((root / name / "report" / "results.json").read_text()))
+    return drop_times(json.loads((root / name / "report" / "results.json").read_text()))
 
 
-def _drop_times(value: Any) -> Any:
+def drop_times(value: Any) -> Any:
+    """A JSON value without what `seconds` holds."""
     if isinstance(value, dict):
-        return {key: _drop_times(inner) for key, inner in value.items() if key != "seconds"}
-    return [_drop_times(inner) for inner in value] if isinstance(value, list) else value
+        return {key: drop_times(inner) for key, inner in value.items() if key != "seconds"}
+    return [drop_times(inner) for inner in value] if isinstance(value, list) else value
