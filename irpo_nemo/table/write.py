@@ -68,7 +68,9 @@ def _smooth(curve: Curve) -> list[float]:
 
 def _title(result: TableResult) -> str:
     seeds = ", ".join(map(str, result.plan.seeds))
-    return f"{result.plan.folder}: seeds {seeds}; paper: {result.plan.layout.source or 'none'}"
+    source = result.plan.layout.source
+    paper = f"; last column: {source}" if source else ""
+    return f"{result.plan.folder}: accuracy in %, 95% interval, and by seed ({seeds}){paper}"
 
 
 def _cells_of(row: RowResult) -> tuple[str, str, str, str, str]:
