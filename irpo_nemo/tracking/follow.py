@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 _LAST_SECONDS = 120.0
 """How long a stage waits for the last points to arrive."""
+_INTERRUPTED_SECONDS = 5.0
+"""The same for one that ends early: who interrupts it will not wait long either."""
 
 _STAGES_WITH_POINTS = (*TRAINING_STAGES, "grade")
 
@@ -35,16 +37,18 @@ def followed(config: IRPOConfig, stage: str) -> Iterator[None]:
     process = context.Process(target=_follow, args=(config, theirs, is_last), daemon=True)
     process.start()
     theirs.close()
+    patience = _INTERRUPTED_SECONDS
     try:
         yield
+        patience = _LAST_SECONDS
     finally:
         ours.close()
-        process.join(_LAST_SECONDS)
+        process.join(patience)
         if process.is_alive():
             process.kill()
             logger.warning(
-                "trackers: the last points did not arrive within %g s; `irpo track %s` sends them",
-                _LAST_SECONDS,
+                "trackers: the last points did not arrive within %g s; the next stage sends them, or `irpo track %s`",
+                patience,
                 config.run_folder,
             )
 
