@@ -217,6 +217,11 @@ def part_path(folder: Path, index: int) -> Path:
     return folder / f"part-{index:05d}.parquet"
 
 
+def parts_of(path: Path) -> Path:
+    """The folder of the parts that `path` is made of, while it is made."""
+    return path.with_suffix(".parts")
+
+
 def read_parts(folder: Path, record_type: type[Record]) -> Iterator[Record]:
     """Yield the records of all parts of `folder`, in order, holding one part in memory."""
     for path in list_parts(folder):

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from irpo_nemo.artifacts import digest_of, hash_file, read_manifest
+from irpo_nemo.artifacts import digest_of, hash_file, parts_of, read_manifest
 from irpo_nemo.config import IRPOConfig, value_at
 from irpo_nemo.config_checks import check_relations, find_missing_packages
 from irpo_nemo.errors import ArtifactError, ConfigError, DataError
@@ -334,7 +334,7 @@ def _draft_iteration(config: IRPOConfig, t: int, sources: dict[str, str]) -> Ite
         after=(*model_step, ("pair", t), *selected),
         sources=model_source,
         outputs=made_by_train,
-        leftovers=(*made_by_train, folder.train.root),
+        leftovers=(*made_by_train, parts_of(folder.reference), folder.train.root),
         manifest=folder.manifest("train"),
         kind="trainer",
         ranks=config.launcher.ranks,
@@ -359,7 +359,7 @@ def _draft_selection(
         after=after,
         sources=sources | model,
         outputs=(folder.reference, trial.steps),
-        leftovers=(folder.reference, trial.steps, trial.train.root, trial.models),
+        leftovers=(folder.reference, parts_of(folder.reference), trial.steps, trial.train.root, trial.models),
         manifest=folder.manifest("trial"),
         kind="trainer",
         ranks=config.launcher.ranks,

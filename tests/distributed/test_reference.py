@@ -1,17 +1,19 @@
 """Reference log-probs: once per completion, equal to transformers' in every layout, and never another model's."""
 
 import dataclasses
+import gc
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from irpo_nemo.artifacts import read_records, write_records
+from irpo_nemo.artifacts import list_parts, part_path, parts_of, read_parts, read_records, write_records
 from irpo_nemo.records import PreferencePair, ReferenceLogprob
 from tests.distributed.ranks import run_on_ranks
-from tests.distributed.sessions import make_session
-from tests.training.tiny import make_config, make_model_folder, make_pairs
+from tests.distributed.sessions import die_before, make_session
+from tests.training.tiny import make_config, make_model_folder, make_pairs, make_pairs_that_share
 
 LAYOUTS: dict[str, dict[str, int]] = {
     "tp1": {"ranks": 1},
@@ -103,6 +105,89 @@ def test_reference_logprobs_equal_transformers(
 def test_each_completion_is_scored_once(model: Path, tmp_path: Path) -> None:
     (records,) = run_on_ranks(score, 1, model, tmp_path / "reference.parquet", "tp1")
     assert len(records) == 13 == len({record.candidate_id for record in records})
+
+
+def candidates_that_share() -> list[PreferencePair]:
+    """Pairs of 9 problems with several winners and losers each."""
+    return make_pairs_that_share(30, seed=2)
+
+
+def score_watched(model: Path, path: Path, die_in_part: int | None) -> dict[str, Any]:
+    """In parts of a hundred tokens or so; notes what went through the model, and what else is in memory."""
+    from irpo_nemo.training import reference
+    from irpo_nemo.training.gpt import PolicyGPTModel
+    from irpo_nemo.training.model import IRPOModel
+    from irpo_nemo.training.session import load_policy
+
+    reference.PART_MICRO_BATCHES = 0.25  # type: ignore[assignment]  # of micro batches of 400 tokens
+    if die_in_part is not None:
+        name = f"part-{die_in_part:05d}.parquet"
+        die_before(reference, "write_records", lambda target, *_: target.name == name)
+    config = make_config(max_tokens_per_micro_batch=100)
+    policy = load_policy(config, config.training, model, num_examples=30)
+    score, seen = IRPOModel.completion_logprobs, {"tokens": 0, "completions": 0, "parts": 0}
+
+    def watch(self: IRPOModel, batch: Any) -> Any:
+        answer = score(self, batch)
+        assert answer is not None and not any(sums.requires_grad for sums in answer)
+        seen["tokens"] += sum(micro.num_tokens for micro in batch)
+        seen["completions"] += sum(len(micro.completion_lengths) for micro in batch)
+        seen["parts"] += 1
+        return answer
+
+    IRPOModel.completion_logprobs = watch
+    reference.reference_logprobs(policy, candidates_that_share(), path, model_hash="M_t")
+    models = [thing for thing in gc.get_objects() if isinstance(thing, PolicyGPTModel)]
+    has_gradients = any(parameter.grad is not None for parameter in policy.parameters())
+    return {**seen, "models": len(models), "gradients": has_gradients, "optimizer": policy.megatron_optimizer}
+
+
+def test_prompts_and_completions_go_through_the_model_once_without_gradients(model: Path, tmp_path: Path) -> None:
+    """And through the one model there is: no copy of it, no optimizer yet."""
+    pairs = candidates_that_share()
+    sides = [(p.prompt_token_ids, tokens) for p in pairs for tokens in (p.chosen_token_ids, p.rejected_token_ids)]
+    completions = {(tuple(prompt), tuple(tokens)) for prompt, tokens in sides}
+    prompts = {prompt for prompt, _ in completions}
+    (seen,) = run_on_ranks(score_watched, 1, model, tmp_path / "reference.parquet", None)
+    assert seen["completions"] == len(completions) < len(sides)
+    assert seen["tokens"] == sum(map(len, prompts)) + sum(len(tokens) - 1 for _, tokens in completions)
+    assert (seen["models"], seen["gradients"], seen["optimizer"]) == (1, False, None)
+
+
+def test_a_killed_pass_goes_on_after_the_parts_that_are_written(model: Path, tmp_path: Path) -> None:
+    (whole,) = run_on_ranks(score_watched, 1, model, tmp_path / "whole.parquet", None)
+    assert whole["parts"] > 4
+    path = tmp_path / "killed.parquet"
+    with pytest.raises(AssertionError, match=f"died with exit code -{signal.SIGKILL.value}"):
+        run_on_ranks(score_watched, 1, model, path, 3)
+    assert not path.exists()
+    assert [part.name for part in list_parts(parts_of(path))] == [f"part-{number:05d}.parquet" for number in range(3)]
+    written = list(read_parts(parts_of(path), ReferenceLogprob))
+    (rest,) = run_on_ranks(score_watched, 1, model, path, None)
+    assert rest["parts"] == whole["parts"] - 3
+    assert rest["completions"] == whole["completions"] - len(written) < whole["completions"]
+    assert read_records(path, ReferenceLogprob) == read_records(tmp_path / "whole.parquet", ReferenceLogprob)
+    assert not parts_of(path).exists()
+
+
+def test_parts_of_another_model_are_not_used(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "reference.parquet"
+    (records,) = run_on_ranks(score, 1, model, path, "tp1")
+    path.unlink()
+    other = [dataclasses.replace(record, model_hash="other", logprob=-1.0) for record in records]
+    write_records(part_path(parts_of(path), 0), other, ReferenceLogprob)
+    (again,) = run_on_ranks(score, 1, model, path, "tp1")
+    assert again == records
+
+
+def test_micro_batches_are_larger_than_in_training_up_to_a_limit() -> None:
+    from irpo_nemo.training.reference import _reference_options
+
+    sizes = {100: 400, 4096: 16384, 8192: 16384, 32768: 32768}
+    for training, reference in sizes.items():
+        config = make_config(max_tokens_per_micro_batch=training)
+        options = _reference_options(config.training, config.parallel)
+        assert options.max_tokens_per_micro_batch == reference
 
 
 def test_a_file_is_used_again_only_for_the_same_model_and_pairs(model: Path, tmp_path: Path) -> None:

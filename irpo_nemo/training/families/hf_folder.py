@@ -21,6 +21,9 @@ from irpo_nemo.training.families import Piece
 
 logger = logging.getLogger(__name__)
 
+_OPEN_FILES = 2
+"""A layer's tensors stand in one file, or at the end of one and the beginning of the next."""
+
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _COPIED_FILES = (
@@ -84,12 +87,16 @@ class HFWeights:
             ) from error
 
     def _open(self, file: str) -> Any:
+        """Map a file into memory; what was read of it stays there until others have taken its place."""
         if file not in self._files:
             path = self.folder / file
             try:
-                self._files[file] = safe_open(path, framework="pt")
+                opened = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{path}: cannot be read as safetensors ({error}).") from error
+            if len(self._files) == _OPEN_FILES:
+                del self._files[next(iter(self._files))]
+            self._files[file] = opened
         return self._files[file]
 
     def _read_index(self) -> dict[str, str]:
