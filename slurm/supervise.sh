@@ -48,7 +48,7 @@ begin() {
 # one_task NAME key=value ...: a stage in one process
 one_task() {
     # shellcheck disable=SC2016 # expanded by the task
-    supervise 'exec "$@"' "${PYTHON[@]}" -m irpo_nemo stage "$@"
+    supervise 'exec "$@"' "${PYTHON[@]}" "$IRPO_CODE/irpo.py" stage "$@"
 }
 
 # all_ranks NAME key=value ...: a stage on every rank of every node
@@ -57,11 +57,11 @@ all_ranks() {
     if [[ $LAUNCH == torchrun ]]; then
         supervise 'export PET_NODE_RANK=$SLURM_NODEID; exec "$@"' "${PYTHON[@]}" -m torch.distributed.run \
             --nnodes "$NODES" --nproc-per-node "$RANKS_PER_NODE" \
-            --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" -m irpo_nemo stage "$@"
+            --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" "$IRPO_CODE/irpo.py" stage "$@"
     else
         export WORLD_SIZE=$((NODES * RANKS_PER_NODE)) LOCAL_WORLD_SIZE=$RANKS_PER_NODE
         supervise 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec "$@"' \
-            "${PYTHON[@]}" -m irpo_nemo stage "$@"
+            "${PYTHON[@]}" "$IRPO_CODE/irpo.py" stage "$@"
     fi
 }
 
@@ -194,9 +194,9 @@ conclude() {
     local reason='' permanent=''
     cat "$logs/srun.log"
     read_count
-    if [[ $stopping || $1 == 138 || $1 == 143 ]]; then
+    if [[ $stopping ]] || was_ended "$1"; then
         say "ended on request"
-        count interruptions "it was told to end: time limit or preemption"
+        count interruptions "it was told to end: time limit, preemption or requeue"
     else
         explain "$1"
         say "$reason"
@@ -205,6 +205,12 @@ conclude() {
         count failures "$reason"
     fi
     again
+}
+
+# was_ended CODE: whether Slurm's signal ended the tasks, and not their neighbour's failure, after which srun ends them too
+was_ended() {
+    [[ $1 == 138 || $1 == 143 ]] && ! compgen -G "$logs/failed_*" >/dev/null &&
+        ! grep -qE 'Exited with exit code|Killed' "$logs/srun.log" && ! grep -qs '^Timeout (' "$logs"/rank_*.log
 }
 
 # Sets reason, and permanent if another start would end the same way.

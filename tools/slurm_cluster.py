@@ -276,8 +276,8 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# cred_expire is also how long a requeued job waits; 120 s by default
-AuthInfo=socket={self._run}/munge.sock,cred_expire=3
+# cred_expire is also how long a requeued job waits: 120 s by default, 5 s at least
+AuthInfo=socket={self._run}/munge.sock,cred_expire=5
 StateSaveLocation={self.folder}/spool/controller
 SlurmdSpoolDir={self.folder}/spool/%n
 SlurmctldPidFile={self._run}/slurmctld.pid

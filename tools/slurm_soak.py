@@ -228,7 +228,7 @@ class Soak:
         return self.random.choice(hosts) if hosts else "node1"
 
     def _rank(self, *words: str) -> int | None:
-        pids = [pid for node in self.cluster.nodes for pid in self.cluster.pids(node, "irpo_nemo stage", *words)]
+        pids = [pid for node in self.cluster.nodes for pid in self.cluster.pids(node, "irpo.py stage", *words)]
         pids = [
             pid
             for pid in pids

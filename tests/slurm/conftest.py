@@ -102,7 +102,7 @@ class ChainRun:
         return "\n".join([self.queued(), *logs])
 
     def _ranks(self, node: str, *words: str) -> list[int]:
-        found = self.cluster.pids(node, "-m irpo_nemo stage", *words)
+        found = self.cluster.pids(node, "irpo.py stage", *words)
         return [pid for pid in found if "torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_text()]
 
     def _popen(self, *arguments: str) -> "subprocess.Popen[str]":

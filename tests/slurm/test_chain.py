@@ -42,14 +42,13 @@ def test_a_chain_gives_the_results_of_the_local_launcher(
 def test_a_chain_with_faults_gives_the_same_results(
     make_run: Callable[..., ChainRun], local_results: dict[str, object]
 ) -> None:
-    run = make_run("faults", "launcher.slurm.hang_minutes=0.75")
+    run = make_run("faults", "launcher.slurm.hang_minutes=0.75", "launcher.slurm.max_attempts=6")
     two = [run.start(), run.start()]
     said = [process.communicate()[0] for process in two]
     assert sorted(process.returncode for process in two) in ([0, 0], [0, 2]), said
     assert len({line.split()[1] for line in run.queued().splitlines()}) == 7, "a stage was submitted twice"
 
     run.rank_of("node1", "sft")
-    run.cluster.run("scontrol", "requeue", "jobname=irpo-faults-sft", check=False)
     run.cluster.run("scontrol", "requeue", job_id_of(run, "sft"))
     os.kill(run.rank_of("node1", "shard=1/2", "iteration=0"), signal.SIGKILL)
     os.kill(run.rank_of("node2", "train", "iteration=0"), signal.SIGKILL)
@@ -60,7 +59,7 @@ def test_a_chain_with_faults_gives_the_same_results(
     assert without_name(results_without_times(run.root, run.folder.name)) == local_results
     assert len(run.starts_of("sft")) == 2
     assert (len(run.starts_of("sample_00.0")), len(run.starts_of("sample_00.1"))) == (1, 2)
-    assert len(run.starts_of("train_00")) == 3
+    assert len(run.starts_of("train_00")) >= 3
     (log,) = run.logs.glob("train_00.*.log")
     assert "rank 1 was killed (signal 9), most often because memory ran out" in log.read_text()
     assert "no step for 0.75 minutes; the stacks of its ranks stand in" in log.read_text()

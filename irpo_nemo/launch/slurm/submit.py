@@ -167,6 +167,8 @@ def _copy_code(target: Path) -> None:
     for extra in (config_root(), template_root()):
         if package not in extra.parents:
             shutil.copytree(extra, temporary / extra.name)
+    # Not `python -m irpo_nemo`, which would take the package of the working directory.
+    (temporary / "irpo.py").write_text("from irpo_nemo.cli import main\n\nraise SystemExit(main())\n", encoding="utf-8")
     publish_folder(temporary, target)
 
 
