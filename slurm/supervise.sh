@@ -25,10 +25,12 @@ REQUEUE_TRIES=60
 say() { printf '%s  %s\n' "$(date +%T)" "$*"; }
 
 begin() {
-    local task=${SLURM_ARRAY_TASK_ID:+.$SLURM_ARRAY_TASK_ID}
-    start=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+    local task=${SLURM_ARRAY_TASK_ID:+.$SLURM_ARRAY_TASK_ID} restart=${SLURM_RESTART_COUNT:-0}
+    job=$SLURM_JOB_ID # of a task of an array, "7_3": one of them has the array's own id, which means all of them
+    [[ -z $task ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    start=$job.$restart
     state=$IRPO_RUN/slurm/state/$IRPO_JOB$task
-    logs=$IRPO_RUN/slurm/logs/$IRPO_JOB$task.$start
+    logs=$IRPO_RUN/slurm/logs/$IRPO_JOB.$start
     owner="$start $(hostname) $$"
     stopping='' impatient='' step_pid=''
     export IRPO_CODE=$IRPO_RUN/slurm/code # stages run from a copy, whatever happens to the checkout
@@ -36,11 +38,11 @@ begin() {
     trap 'ask_to_stop' TERM
     trap 'impatient=1' USR2
     mkdir -p "$state" "$logs" || exit 1
-    say "$IRPO_JOB$task: job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on ${SLURM_JOB_NODELIST:-$(hostname)}"
+    say "$IRPO_JOB: job $job, start $restart, on ${SLURM_JOB_NODELIST:-$(hostname)}"
     take_lease
     count_start
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+    MASTER_PORT=$((20000 + (SLURM_JOB_ID + 997 * restart) % 10000)) # another one should it be taken
     export MASTER_ADDR MASTER_PORT
     export IRPO_LEASE=$state/lease IRPO_LEASE_OWNER=$owner IRPO_RANK_LOGS=$logs
 }
@@ -141,7 +143,7 @@ release() { if holds_lease; then put "$state/lease" released; fi; }
 # Whether Slurm says that another job is running; a controller that is away is asked again.
 is_at_work() {
     local said
-    [[ $1 != "$SLURM_JOB_ID" ]] || return 1 # an earlier start of this very job: Slurm has ended it
+    [[ $1 != "$job" ]] || return 1 # an earlier start of this very job: Slurm has ended it
     while ! said=$(squeue -h -j "$1" -o %T 2>&1); do
         [[ $said != *"Invalid job id"* ]] || return 1
         nap "$ASK_SECONDS"
@@ -163,7 +165,7 @@ read_count() {
     counted_job='' failures=0 interruptions=0 mark='' open=0
     if [[ -r $state/count ]]; then
         read -r counted_job failures interruptions mark open <"$state/count"
-        [[ $counted_job == "$SLURM_JOB_ID" ]] || failures=0 interruptions=0 open=0
+        [[ $counted_job == "$job" ]] || failures=0 interruptions=0 open=0
     fi
 }
 
@@ -172,7 +174,7 @@ count_start() {
     if [[ $open == 1 ]]; then # the start before ended with its node, or Slurm ended it at once
         count interruptions "it was ended from outside: by a requeue, or with its node"
     fi
-    put "$state/count" "$SLURM_JOB_ID $failures $interruptions $(marks) 1"
+    put "$state/count" "$job $failures $interruptions $(marks) 1"
 }
 
 # count failures|interruptions WHY: note how a start ended; give up when that has happened too often
@@ -180,7 +182,7 @@ count() {
     local now
     now=$(marks)
     if [[ $now != "$mark" ]]; then failures=0 interruptions=0; else (($1 += 1)); fi
-    put "$state/count" "$SLURM_JOB_ID $failures $interruptions $now 0"
+    put "$state/count" "$job $failures $interruptions $now 0"
     put "$state/last" "$2"
     ((failures < MAX_ATTEMPTS)) || give_up "failed $failures times in a row, the last time: $2"
     ((interruptions < MAX_INTERRUPTIONS)) ||
@@ -231,7 +233,8 @@ explain() {
         found=$(grep -h . "$logs"/node_*.log "$logs/srun.log" 2>/dev/null | head -n 3 | tr '\n' ' ')
         reason="it could not be started (exit code $1): ${found:-srun said nothing}"
     else
-        reason="it ended with exit code $1 and said nothing; its logs are in $logs"
+        found=$(grep -hE '^[A-Za-z_.]+(Error|Exception): ' "$logs"/node_*.log 2>/dev/null | grep -vE 'SignalException|ChildFailed' | head -n 1)
+        reason="it ended with exit code $1${found:+: $found}; its logs are in $logs"
     fi
 }
 
@@ -258,12 +261,13 @@ give_up() {
 again() {
     local said
     release
+    stopping=1 # what comes now is Slurm's answer
     for _ in $(seq "$REQUEUE_TRIES"); do
-        if ! said=$(squeue -h -j "$SLURM_JOB_ID" -o %T 2>&1); then
+        if ! said=$(squeue -h -j "$job" -o %T 2>&1); then
             nap "$ASK_SECONDS" # the controller is away
         elif [[ $said != RUNNING ]]; then
             exit 1
-        elif said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then
+        elif said=$(scontrol requeue "$job" 2>&1); then
             say "goes back into the queue"
             nap 60
             exit 1

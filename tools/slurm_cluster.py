@@ -251,7 +251,8 @@ class Cluster:
     def _write_configuration(self, num_nodes: int, cpus: int) -> None:
         host = socket.gethostname().split(".")[0]
         controller, *ports = _free_ports(num_nodes + 1)
-        net = int(hashlib.sha256(str(self.folder).encode()).hexdigest(), 16) % 200 + 20
+        number = int(hashlib.sha256(str(self.folder).encode()).hexdigest(), 16)
+        net = number % 200 + 20
         addresses = [f"127.77.{net}.{number}" for number in range(1, num_nodes + 1)]
         kept = [line for line in Path("/etc/hosts").read_text().splitlines() if host not in line.split()]
         names = [f"{address} node{number}" for number, address in enumerate(addresses, start=1)]
@@ -305,6 +306,8 @@ WaitTime=0
 CompleteWait=0
 EpilogMsgTime=0
 MinJobAge=3600
+# ports of jobs follow their ids, which should differ between clusters side by side
+FirstJobId={number % 9000 + 1000}
 ReturnToService=2
 JobRequeue=1
 PreemptType=preempt/partition_prio

@@ -142,9 +142,9 @@ class Soak:
     def node_down(self) -> str | None:
         if job := self.wait(self._pick_running):
             node = self._node_of(job)
-            self.cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=soak")
+            self.cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=soak", check=False)
             time.sleep(10)
-            self.cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+            self.cluster.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
             return f"{node} set down under {job[1]}, resumed after 10 s"
         return None
 
@@ -159,7 +159,9 @@ class Soak:
         """A limit that comes sooner than the stage ends."""
         if job := self.wait(self._pick_running):
             self.cluster.run("scontrol", "update", f"jobid={job[0]}", "timelimit=1", check=False)
-            return f"{job[1]} limited to one minute"
+            time.sleep(90)
+            self.cluster.run("scontrol", "update", f"jobid={job[0]}", "timelimit=60", check=False)
+            return f"{job[1]} limited to one minute, for 90 s"
         return None
 
     def preempt(self) -> str | None:
@@ -229,11 +231,7 @@ class Soak:
 
     def _rank(self, *words: str) -> int | None:
         pids = [pid for node in self.cluster.nodes for pid in self.cluster.pids(node, "irpo.py stage", *words)]
-        pids = [
-            pid
-            for pid in pids
-            if "torch.distributed.run" not in _command_line(pid) and "srun" not in _command_line(pid)
-        ]
+        pids = [pid for pid in pids if not {"srun", "torch.distributed.run"} & set(_command_line(pid).split("\0"))]
         return self.random.choice(pids) if pids else None
 
     def _signal_rank(self, signum: int, *stages: str) -> str | None:
@@ -245,7 +243,7 @@ class Soak:
             return None
         time.sleep(self.random.uniform(0, 8))
         words = _command_line(pid).split("\0")
-        if "stage" not in words:
+        if not any(word.endswith("irpo.py") for word in words):
             return None  # it has ended meanwhile
         os.kill(pid, signum)
         return f"{signal.Signals(signum).name} to a rank of {words[words.index('stage') + 1]}"

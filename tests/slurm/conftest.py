@@ -92,9 +92,9 @@ class ChainRun:
         self.wait_until(lambda: bool(self._ranks(node, *words)), f"{words} runs on {node}")
         return self._ranks(node, *words)[0]
 
-    def starts_of(self, job: str) -> list[str]:
-        """The log folders of a job, one a start."""
-        return sorted(path.name for path in self.logs.glob(f"{job}.*.*") if path.is_dir())
+    def starts_of(self, job: str, task: str = "") -> list[str]:
+        """The log folders of a job, or of a task of its array ("_3"), one a start."""
+        return sorted(path.name for path in self.logs.glob(f"{job}.*{task}.*") if path.is_dir())
 
     def describe(self) -> str:
         """Queue and logs, for a person who reads why a test failed."""
@@ -103,7 +103,7 @@ class ChainRun:
 
     def _ranks(self, node: str, *words: str) -> list[int]:
         found = self.cluster.pids(node, "irpo.py stage", *words)
-        return [pid for pid in found if "torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_text()]
+        return [pid for pid in found if not {"srun", "torch.distributed.run"} & set(command_of(pid))]
 
     def _popen(self, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -118,6 +118,14 @@ class ChainRun:
         output, _ = process.communicate(timeout=CHAIN_SECONDS)
         assert process.returncode == 0, output
         return output
+
+
+def command_of(pid: int) -> list[str]:
+    """Program and arguments of a process; nothing once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 @pytest.fixture

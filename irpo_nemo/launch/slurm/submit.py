@@ -146,10 +146,9 @@ def _write_run(config: IRPOConfig, jobs: list[Job], folder: RunFolder) -> None:
     open_run(config, folder)
     with explain_os_errors(folder.slurm.root):
         _copy_code(folder.slurm.code)
-        for job in jobs:
-            shutil.rmtree(folder.slurm.state(job.name), ignore_errors=True)
-            for task in job.shards:
-                shutil.rmtree(folder.slurm.state(f"{job.name}.{task}"), ignore_errors=True)
+        for path in folder.slurm.root.glob("state/*/*"):
+            if path.name != "lease":  # a process that Slurm has lost may still follow it
+                path.unlink()
         for path in folder.slurm.root.glob("*.sbatch"):
             path.unlink()
         folder.slurm.logs.mkdir(parents=True, exist_ok=True)
