@@ -22,6 +22,7 @@ from irpo_nemo.records import arrow_schema
 from irpo_nemo.supervision import refuse_lost_lease
 
 if typing.TYPE_CHECKING:
+    import pyarrow as pa
     from _typeshed import DataclassInstance
 
     Record = TypeVar("Record", bound=DataclassInstance)
@@ -190,21 +191,34 @@ def read_records(path: Path, record_type: type[Record]) -> list[Record]:
     Raises:
         ArtifactError: It is missing, damaged, or has other columns.
     """
+    return [record_type(**row) for row in read_columns(path, record_type).to_pylist()]
+
+
+def read_columns(
+    path: Path, record_type: type, columns: Sequence[str] | None = None, *, problem_id: str | None = None
+) -> "pa.Table":
+    """Read some columns of a Parquet file of records, or all; of one problem, or all.
+
+    Raises:
+        ArtifactError: It is missing, damaged, or has other columns than `record_type`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    wanted = arrow_schema(record_type).names
+    filters = None if problem_id is None else [("problem_id", "=", problem_id)]
     try:
-        table = pq.read_table(path, partitioning=None)
+        found = pq.read_schema(path).names
+        if found == wanted:
+            return pq.read_table(path, columns=columns and list(columns), filters=filters, partitioning=None)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: missing. Run the stage that writes it again with `irpo run`.") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{path}: damaged ({error}). Delete it and run `irpo run` again.") from None
-    if table.schema.names != arrow_schema(record_type).names:
-        raise ArtifactError(
-            f"{path}: has columns {table.schema.names}, but {record_type.__name__} wants "
-            f"{arrow_schema(record_type).names}: made by another version. Delete it and run `irpo run` again."
-        )
-    return [record_type(**row) for row in table.to_pylist()]
+    raise ArtifactError(
+        f"{path}: has columns {found}, but {record_type.__name__} wants {wanted}: made by another version. "
+        "Delete it and run `irpo run` again."
+    )
 
 
 def list_parts(folder: Path) -> list[Path]:

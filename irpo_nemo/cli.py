@@ -94,11 +94,13 @@ def _make_parser() -> argparse.ArgumentParser:
     status.add_argument("run_folder", metavar="RUN_DIR", type=Path)
     status.add_argument("--watch", action="store_true", help="again and again until the run is over")
     status.add_argument("--json", action="store_true", help="for scripts: one line")
-    for name, command, description in (
-        ("cancel", _cancel, "End the jobs of a run on Slurm; `irpo run` goes on from there."),
-        ("report", _report, "Tables, plots and the page, of what is done so far."),
-    ):
-        add(name, command, description).add_argument("run_folder", metavar="RUN_DIR", type=Path)
+    cancel = add("cancel", _cancel, "End the jobs of a run on Slurm; `irpo run` goes on from there.")
+    cancel.add_argument("run_folder", metavar="RUN_DIR", type=Path)
+    _add_report(add("report", _report, "Tables, charts and the page, of what is done so far."))
+    show = add("show", _show, "One problem: prompt, gold answer, every candidate with its verdict, pairs.")
+    show.add_argument("run_folder", metavar="RUN_DIR", type=Path)
+    show.add_argument("problem_id", metavar="PROBLEM_ID")
+    show.add_argument("--iteration", metavar="T", type=int, help="of M_T alone")
     track = add("track", _track, "What the trackers lack of a run, sent by hand: after a lost network, or offline.")
     track.add_argument("run_folder", metavar="RUN_DIR", type=Path)
     _add_overrides(track)
@@ -122,6 +124,18 @@ def _add_table(table: argparse.ArgumentParser) -> None:
         metavar="key=value",
         nargs="*",
         help="seeds=0,1,2; folder=DIR for its runs (runs/table_NAME); and overrides of every run",
+    )
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("run_folders", metavar="RUN_DIR", type=Path, nargs="+", help="a run; with --compare several")
+    report.add_argument("--compare", action="store_true", help="one table and one page of several runs")
+    report.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        default=Path("comparison.html"),
+        help="the page that --compare writes (%(default)s)",
     )
 
 
@@ -285,12 +299,24 @@ def _cancel(parsed: argparse.Namespace) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     from irpo_nemo.reporting.results import read_results
     from irpo_nemo.reporting.table import print_results
-    from irpo_nemo.reporting.write import write_report
+    from irpo_nemo.reporting.write import compare_runs, write_report
 
-    folder = RunFolder(_load_run(parsed.run_folder).run_folder)
-    write_report(folder)
-    print_results(read_results(folder))
-    print(f"report: {folder.page}")
+    configs = [_load_run(folder) for folder in parsed.run_folders]
+    if parsed.compare:
+        compare_runs(configs, parsed.output)
+        print(f"comparison: {parsed.output}")
+        return
+    for config in configs:
+        folder = RunFolder(config.run_folder)
+        write_report(folder, config)
+        print_results(read_results(folder))
+        print(f"report: {folder.page}")
+
+
+def _show(parsed: argparse.Namespace) -> None:
+    from irpo_nemo.reporting.show import show_problem
+
+    show_problem(_load_run(parsed.run_folder), parsed.problem_id, iteration=parsed.iteration)
 
 
 def _track(parsed: argparse.Namespace) -> None:

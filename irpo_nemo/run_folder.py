@@ -236,6 +236,11 @@ class RunFolder:
     def slurm(self) -> SlurmFolder:
         return SlurmFolder(self.root / "slurm")
 
+    @property
+    def page_data(self) -> Path:
+        """What the page loads when somebody looks at problems."""
+        return self.report / "data"
+
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 

@@ -132,7 +132,7 @@ class GradingPool:
             "memory_bytes": int(config.memory_gib * 2**30),
         }
         self._patience_seconds = _PATIENCE * config.deadline_seconds
-        self.num_children = config.num_workers or _count_cores()
+        self.num_children = config.num_workers or count_cores()
         self._children: list[_Child] = []
         self._selector = selectors.DefaultSelector()
         self._has_reported_bug = False
@@ -410,7 +410,7 @@ class _Window:
             self._waiting.append(slot)
 
 
-def _count_cores() -> int:
+def count_cores() -> int:
     """Processor cores that this process may use; Slurm gives a job some of a node's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -1,1 +1,1 @@
-"""What a run has shown: results.json, a table on the terminal, and a page. Only this room imports matplotlib."""
+"""What a run has shown: results.json, tables on the terminal, and a page with its charts and its problems."""

@@ -4,12 +4,16 @@ Everything but `seconds` is the same for a run that was interrupted and one that
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from irpo_nemo.artifacts import read_json, read_manifest
-from irpo_nemo.config_files import load_config
+from irpo_nemo.artifacts import Manifest, read_json, read_manifest
+from irpo_nemo.config import IRPOConfig
+from irpo_nemo.reporting.completions import measure_completions
 from irpo_nemo.run_folder import IterationFolder, RunFolder
+
+SPLITS = ("train", "test")
 
 _CURVES = (
     "loss/total",
@@ -22,14 +26,13 @@ _CURVES = (
 )
 
 
-def collect_results(folder: RunFolder) -> dict[str, Any]:
+def collect_results(folder: RunFolder, config: IRPOConfig) -> dict[str, Any]:
     """The content of results.json, of what is done so far."""
-    config = load_config(str(folder.config))
     iterations = []
     for index in range(config.num_iterations + 1):
         iteration = folder.iteration(index)
         if read_manifest(iteration.manifest("grade")) is not None:
-            iterations.append(_collect_iteration(index, iteration))
+            iterations.append(_collect_iteration(index, iteration, config))
     return {
         "run": folder.root.resolve().name,
         "task": config.task.name,
@@ -53,7 +56,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def _collect_iteration(index: int, folder: IterationFolder) -> dict[str, Any]:
+def _collect_iteration(index: int, folder: IterationFolder, config: IRPOConfig) -> dict[str, Any]:
     evaluation = read_json(folder.evaluation)
     is_trained = read_manifest(folder.manifest("train")) is not None
     metrics = read_metrics(folder.train.metrics) if is_trained else []
@@ -68,8 +71,11 @@ def _collect_iteration(index: int, folder: IterationFolder) -> dict[str, Any]:
         "loss": _first_and_last(metrics),
         "candidates": _count_candidates(folder),
         "selection": read_json(folder.selection) if read_manifest(folder.manifest("select")) is not None else None,
+        "taken_from": _find_origins(folder),
+        "completions": {split: measure_completions(folder, split) for split in SPLITS},
         "seconds": _collect_seconds(folder),
-        "tokens": _collect_tokens(folder),
+        "cost": {"seconds": _collect_device_seconds(folder)},
+        "tokens": _collect_tokens(folder) | _count_trained_tokens(metrics, config),
     }
 
 
@@ -121,6 +127,36 @@ def _count_candidates(folder: IterationFolder) -> dict[str, int] | None:
     return {"drawn": counts["completions"], "possible": counts["completions"] + counts["spared"]} if counts else None
 
 
+def _collect_device_seconds(folder: IterationFolder) -> dict[str, dict[str, float]]:
+    """By stage that this run did itself: wall time x processor cores, and x GPUs, that the stage had for itself."""
+    return {stage: _device_seconds(manifest) for stage, manifest in _manifests(folder) if manifest.taken_from is None}
+
+
+def _find_origins(folder: IterationFolder) -> dict[str, str]:
+    """By stage that another run has done: that run."""
+    return {stage: manifest.taken_from for stage, manifest in _manifests(folder) if manifest.taken_from is not None}
+
+
+def _manifests(folder: IterationFolder) -> Iterator[tuple[str, Manifest]]:
+    """The stages that are done, with their manifests."""
+    for stage in ("sample", "grade", "pair", "train"):
+        if (manifest := read_manifest(folder.manifest(stage))) is not None:
+            yield stage, manifest
+
+
+def _device_seconds(manifest: Manifest) -> dict[str, float]:
+    devices = manifest.counts.get("devices", {})
+    return {name: number * manifest.seconds["total"] for name, number in devices.items()}
+
+
 def _collect_tokens(folder: IterationFolder) -> dict[str, int]:
     manifest = read_manifest(folder.manifest("sample"))
     return {"sampled": manifest.counts["tokens"]} if manifest else {}
+
+
+def _count_trained_tokens(metrics: list[dict[str, Any]], config: IRPOConfig) -> dict[str, int]:
+    """Tokens that training went through, prompts included; a last step with fewer pairs counts as a whole one."""
+    per_pair = [
+        line["tokens_per_second"] / line["pairs_per_second"] for line in metrics if line.get("pairs_per_second")
+    ]
+    return {"trained": round(sum(per_pair) * config.training.global_batch_size)} if per_pair else {}

@@ -1,29 +1,53 @@
 """The table of a run's results on the terminal."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-_COLUMNS = ("model", "greedy", "95% interval", "majority", "samples", "pairs", "train loss")
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COLUMNS = ("model", "greedy", "95% interval", "majority", "samples", "pairs", "train loss")
 _FILE_WIDTH = 100
 """Columns where the output is no terminal."""
 
 
 def print_results(results: dict[str, Any]) -> None:
     """Print one row for each M_t."""
-    from rich.console import Console
-    from rich.table import Table
+    _print_table(f"{results['run']}: accuracy on {results['task']}", COLUMNS, [make_rows(results)])
 
-    table = Table(title=f"{results['run']}: accuracy on {results['task']}", title_justify="left")
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for row in make_rows(results):
-        table.add_row(*row)
-    console = Console()
+
+def print_comparison(runs: dict[str, dict[str, Any]]) -> None:
+    """Print one row for each M_t of each run."""
+    groups = [[(name, *row) for row in make_rows(results)] for name, results in runs.items()]
+    _print_table("accuracy", ("run", *COLUMNS), groups)
+
+
+def _print_table(title: str, columns: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> None:
+    """Print rows in groups, with a line between two groups."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("model", "run") else "right")
+    for rows in groups:
+        for row in rows:
+            table.add_row(*map(Text, row))
+        table.add_section()
+    open_console().print(table)
+
+
+def open_console() -> "Console":
+    """Standard output: as wide as the terminal, or `_FILE_WIDTH` where it is none."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    console.print(table)
+    return console
 
 
-def make_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+def make_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The table's cells as text."""
     rows: list[tuple[str, ...]] = []
     for entry in results["iterations"]:

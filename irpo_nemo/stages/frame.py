@@ -30,9 +30,11 @@ from irpo_nemo.artifacts import (
 )
 from irpo_nemo.config import IRPOConfig
 from irpo_nemo.errors import ArtifactError, ConfigError, MachineError
+from irpo_nemo.grading.pool import count_cores
 from irpo_nemo.pipeline import Step, find_step, refuse_changes
 from irpo_nemo.reuse import find_twin, hash_code, hash_own_model, is_taken_over, take_over
 from irpo_nemo.sampling.parts import Shard
+from irpo_nemo.sampling.tensorrt_llm import list_gpus
 from irpo_nemo.tracking.follow import followed
 
 logger = logging.getLogger(__name__)
@@ -84,12 +86,23 @@ def run_stage(config: IRPOConfig, stage: str, iteration: int | None) -> None:
                 settings=step.settings,
                 inputs=step.inputs,
                 outputs=hash_outputs(config.run_folder, step.outputs),
-                counts=result.counts,
+                counts={**result.counts, "devices": _count_devices()},
                 seconds={**result.seconds, "total": time.perf_counter() - started},
                 code=hash_code(),
                 model_hash=hash_own_model(config, step),
             )
             write_manifest(step.manifest, manifest)
+
+
+def _count_devices() -> dict[str, int]:
+    """Processor cores and GPUs that this stage has to itself, over all its machines."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    machines = world_size // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
+    num_gpus = len(list_gpus())
+    return {
+        "cpu": count_cores() * machines,
+        "gpu": num_gpus if world_size == 1 else world_size * bool(num_gpus),
+    }
 
 
 def run_shard(config: IRPOConfig, stage: str, iteration: int | None, shard: Shard) -> None:

@@ -9,5 +9,5 @@ from irpo_nemo.stages.frame import StageResult
 def run(config: IRPOConfig, iteration: int | None) -> StageResult:  # noqa: ARG001
     """Write the report."""
     folder = RunFolder(config.run_folder)
-    write_report(folder)
+    write_report(folder, config)
     return StageResult(counts={"summary": [str(folder.page)]}, seconds={})
