@@ -381,7 +381,7 @@ def _draft_report(config: IRPOConfig) -> _Draft:
     folder = RunFolder(config.run_folder)
     grades = [("grade", t) for t in range(config.num_iterations + 1)]
     trainings = [("train", t) for t in range(config.num_iterations)]
-    made = (folder.results, folder.page)
+    made = (folder.results, folder.page, folder.page_data)
     return _Draft(
         stage="report", after=(*trainings, *grades), outputs=made, leftovers=made, manifest=folder.manifest("report")
     )

@@ -15,7 +15,7 @@ _NEEDED_FOR = {
     "megatron-core": "training: pip install 'irpo-nemo[train]'",
     "nemo-toolkit": "training: pip install 'irpo-nemo[train]'",
     "transformers": "sampling: pip install 'irpo-nemo[train]'",
-    "matplotlib": "the report's plots: pip install 'irpo-nemo[report]'",
+    "matplotlib": "the figures of `irpo table`: pip install 'irpo-nemo[report]'",
 }
 
 _USE_OF = {

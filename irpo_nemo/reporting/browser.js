@@ -9,7 +9,7 @@ const irpo = (() => {
   const CACHED_FILES = 60;
   const WORD_LENGTH = 32;
   const LAST_BIT = 30;
-  const MAX_WORD_FILES = 6;
+  const MIN_BEGINNING = 3;
   const MARKS = { correct: "✓", wrong: "✗", unparsable: "?", error: "!" };
   const FIELDS = ["kind", "index", "verdict", "layer", "answer", "second", "finish", "tokens", "text"];
 
@@ -108,20 +108,21 @@ const irpo = (() => {
     return total;
   }
 
-  /** Masks of the problems that hold a word, or one that begins with it. */
-  async function findWord(word, asBeginning) {
+  /** Masks of the problems that hold a word, or, when it is not short, one that begins with it. */
+  async function findWord(word, mayBegin) {
     const masks = new Int32Array(state.index.ids.length);
-    const starts = state.index.word_shards;
-    let shard = Math.max(0, lastNotAbove(starts, word));
-    for (let read = 0; read < MAX_WORD_FILES && shard < starts.length; read++, shard++) {
-      const [words, postings] = await load(`${state.split}-words-${pad(shard)}`);
+    const asBeginning = mayBegin && word.length >= MIN_BEGINNING;
+    const { split, index } = state;
+    const first = Math.max(0, lastNotAbove(index.word_shards, word));
+    const last = asBeginning ? lastNotAbove(index.word_shards, `${word}\uffff`) : first;
+    const numbers = Array.from({ length: Math.max(0, last - first + 1) }, (_, step) => first + step);
+    for (const [words, postings] of await Promise.all(numbers.map((number) => load(`${split}-words-${pad(number)}`)))) {
       let place = Math.max(0, lastNotAbove(words, word));
       if (words[place] < word) place++;
       while (place < words.length && (words[place] === word || (asBeginning && words[place].startsWith(word)))) {
         const list = postings[place++];
         for (let at = 0; at < list.length; at += 2) masks[list[at]] |= list[at + 1];
       }
-      if (place < words.length || !asBeginning) break;
     }
     return masks;
   }
@@ -513,14 +514,15 @@ const irpo = (() => {
     return make("section", { className: "pairs" }, make("h4", {}, `Pairs (${pairs.length})`), make("ol", {}, items));
   }
 
-  const isSearched = (word, words) =>
-    words.some((wanted, place) => (place === words.length - 1 ? word.startsWith(wanted) : word === wanted));
+  /** Whether a word of a text is the one searched at `place`; the last may be a beginning, as in findWord. */
+  const isWanted = (word, wanted, place, words) =>
+    word === wanted || (place === words.length - 1 && wanted.length >= MIN_BEGINNING && word.startsWith(wanted));
+
+  const isSearched = (word, words) => words.some((wanted, place) => isWanted(word, wanted, place, words));
 
   function holdsAll(text, words) {
-    const own = new Set(cutWords(text));
-    return words.every((wanted, place) =>
-      place === words.length - 1 ? [...own].some((word) => word.startsWith(wanted)) : own.has(wanted),
-    );
+    const own = [...new Set(cutWords(text))];
+    return words.every((wanted, place) => own.some((word) => isWanted(word, wanted, place, words)));
   }
 
   /** The text, with the words searched for in <mark>. */
@@ -595,7 +597,10 @@ const irpo = (() => {
   function startBrowser() {
     const form = byId("filters");
     form.addEventListener("submit", (event) => event.preventDefault());
-    form.addEventListener("input", guarded((event) => (event.target.id === "split" ? openSplit(event.target.value) : update())));
+    byId("query").addEventListener("input", guarded(update));
+    for (const select of form.querySelectorAll("select")) {
+      select.addEventListener("change", guarded(() => (select.id === "split" ? openSplit(select.value) : update())));
+    }
     form.addEventListener("reset", () => setTimeout(guarded(() => openSplit(byId("split").value))));
     byId("earlier").onclick = () => turnPage(-1);
     byId("later").onclick = () => turnPage(1);
@@ -603,6 +608,7 @@ const irpo = (() => {
     addEventListener("popstate", guarded(followAddress));
     guarded(async () => {
       await openSplit(byId("split").value);
+      performance.mark("browser-ready");
       await followAddress();
     })();
   }
