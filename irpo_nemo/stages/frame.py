@@ -33,8 +33,8 @@ from irpo_nemo.errors import ArtifactError, ConfigError, MachineError
 from irpo_nemo.grading.pool import count_cores
 from irpo_nemo.pipeline import Step, find_step, refuse_changes
 from irpo_nemo.reuse import find_twin, hash_code, hash_own_model, is_taken_over, take_over
+from irpo_nemo.sampling.gpus import list_gpus
 from irpo_nemo.sampling.parts import Shard
-from irpo_nemo.sampling.tensorrt_llm import list_gpus
 from irpo_nemo.tracking.follow import followed
 
 logger = logging.getLogger(__name__)
