@@ -100,7 +100,8 @@ def _print_advice(config: IRPOConfig, estimate: Estimate) -> None:
 def _describe(layout: Layout) -> str:
     parts = [
         f"TP {layout.tp}",
-        f"PP {layout.pp}",
+        f"PP {layout.pp}" + (f" of {layout.vp} virtual stages" if layout.vp > 1 else ""),
+        *([f"CP {layout.cp}"] if layout.cp > 1 else []),
         f"DP {layout.dp}",
         f"{layout.micro_batch_tokens} tokens a micro batch",
     ]

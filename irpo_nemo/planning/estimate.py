@@ -183,6 +183,8 @@ def read_layout(config: IRPOConfig) -> Layout:
         ranks=config.launcher.ranks,
         tp=config.parallel.tensor_model_parallel_size,
         pp=config.parallel.pipeline_model_parallel_size,
+        cp=config.parallel.context_parallel_size,
+        vp=config.parallel.virtual_pipeline_model_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
         micro_batch_tokens=config.training.max_tokens_per_micro_batch,
         recompute=config.training.recompute_activations,

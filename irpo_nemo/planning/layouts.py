@@ -35,8 +35,8 @@ class Candidate:
 def find_layout(model: Decoder, *, like: Layout, machine: Machine, demand: Demand) -> Candidate | None:
     """The fastest layout on `like.ranks` GPUs that fits; of equals the one that cuts least. None when none fits.
 
-    Precision and the optimizer's sharding stay as in `like`. A measured MFU holds for one layout alone, so layouts are
-    compared by what a public one becomes in each.
+    Precision, the optimizer's sharding, context parallel and virtual stages stay as in `like`. A measured MFU holds for
+    one layout alone, so layouts are compared by what a public one becomes in each.
     """
     machine = dataclasses.replace(machine, measured_mfu=None)
     fitting = [
@@ -77,7 +77,7 @@ def _walk_layouts(model: Decoder, like: Layout, machine: Machine) -> Iterator[La
         if any(size % tp for size in (model.num_attention_heads, model.num_key_value_heads, model.ffn_hidden_size)):
             continue
         for pp in _divisors(model.num_layers):
-            if like.ranks % (tp * pp):
+            if like.ranks % (tp * pp * like.cp) or model.num_layers % (pp * like.vp) or (like.vp > 1 and pp == 1):
                 continue
             for tokens in MICRO_BATCH_TOKENS:
                 for recompute in (False, True):

@@ -5,7 +5,9 @@ bfloat16 weights, gradients added up in float32, and float32 main weights with t
 data-parallel ranks by the distributed optimizer. Activations follow Korthikanti et al. 2022 (arXiv 2205.05198,
 section 4), less the attention scores, which neither FlexAttention nor FlashAttention keeps; with a gated feed-forward
 layer, rotary embedding and grouped queries added. A pipeline stage holds the activations of as many micro batches as
-there are stages from it to the end. Logits are held a chunk at a time, as `training.logprobs` does.
+there are stages from it to the end; of an interleaved one, as many chunks as Megatron's schedule runs ahead. Context
+parallel splits the tokens of a micro batch, and the optimizer's shards go over its ranks, too. Logits are held a chunk
+at a time, as `training.logprobs` does.
 
 What it cannot know: fragments of the allocator, buffers of NCCL and workspaces of kernels; these are one guess.
 """
@@ -31,6 +33,9 @@ class Layout:
     ranks: int
     tp: int = 1
     pp: int = 1
+    cp: int = 1
+    vp: int = 1
+    """Virtual stages on each pipeline rank."""
     sequence_parallel: bool = False
     micro_batch_tokens: int = 8192
     recompute: bool = False
@@ -39,7 +44,12 @@ class Layout:
 
     @property
     def dp(self) -> int:
-        return self.ranks // (self.tp * self.pp)
+        return self.ranks // (self.tp * self.pp * self.cp)
+
+    @property
+    def rank_tokens(self) -> float:
+        """Tokens of a micro batch on one context-parallel rank."""
+        return self.micro_batch_tokens / self.cp
 
     @property
     def value_bytes(self) -> int:
@@ -89,7 +99,7 @@ def training_memory(model: Decoder, layout: Layout, *, micro_batches: int) -> Tr
 
 def _stage_memory(model: Decoder, layout: Layout, stage: int, micro_batches: int) -> TrainingMemory:
     parameters = stage_parameters(model, layout, stage)
-    shards = layout.dp if layout.distributed_optimizer else 1
+    shards = layout.dp * layout.cp if layout.distributed_optimizer else 1
     weights = parameters * layout.value_bytes
     is_last = stage == layout.pp - 1
     logits = _logits_bytes(model, layout) if is_last else 0.0
@@ -99,7 +109,7 @@ def _stage_memory(model: Decoder, layout: Layout, stage: int, micro_batches: int
         optimizer=parameters * (12 if layout.bf16 else 8) / shards,
         activations=activation_bytes(model, layout, stage=stage, micro_batches=micro_batches),
         logits=logits,
-        reference=weights + layer_activation_bytes(model, layout) * layout.micro_batch_tokens + logits / 2,
+        reference=weights + layer_activation_bytes(model, layout) * layout.rank_tokens + logits / 2,
     )
 
 
@@ -119,23 +129,26 @@ def stage_parameters(model: Decoder, layout: Layout, stage: int) -> float:
 def activation_bytes(model: Decoder, layout: Layout, *, stage: int, micro_batches: int) -> float:
     """What forward keeps for backward on one rank of a stage, over all micro batches in flight."""
     layers = model.num_layers / layout.pp
-    in_flight = min(layout.pp - stage, micro_batches)
+    ahead = float(layout.pp - stage)
+    if layout.vp > 1:
+        ahead = (2 * (ahead - 1) + (layout.vp - 1) * layout.pp + 1) / layout.vp
+    in_flight = min(ahead, micro_batches)
     kept = layers * layer_activation_bytes(model, layout)
     if layout.recompute:
         inputs = layers * layout.value_bytes * model.hidden_size / _sequence_ways(layout)
-        return layout.micro_batch_tokens * (in_flight * inputs + layer_activation_bytes(model, layout))
-    return layout.micro_batch_tokens * in_flight * kept
+        return layout.rank_tokens * (in_flight * inputs + layer_activation_bytes(model, layout))
+    return layout.rank_tokens * in_flight * kept
 
 
 def layer_activation_bytes(model: Decoder, layout: Layout) -> float:
-    """What one layer keeps per token.
+    """What one layer keeps per token of a rank, which holds keys and values of all context-parallel ranks.
 
     Inputs of both norms and of both products behind them are whole on every tensor-parallel rank, unless sequence
     parallel splits them; everything between is split.
     """
     whole = 4 * model.hidden_size * layout.value_bytes
     whole += 2 * model.hidden_size if model.has_dropout else 0
-    attention = model.query_size + 2 * model.key_size + model.attention_outputs * model.query_size
+    attention = model.query_size + 2 * model.key_size * layout.cp + model.attention_outputs * model.query_size
     attention += model.query_size + model.key_size if model.has_rotary_embedding else 0
     feed_forward = model.ffn_hidden_size * (3 if model.is_gated else 2)
     return whole / _sequence_ways(layout) + (attention + feed_forward) * layout.value_bytes / layout.tp
@@ -149,7 +162,7 @@ def _logits_bytes(model: Decoder, layout: Layout) -> float:
     """Two chunks of logits in float32 and in the weights' type, the output layer's gradient, and its input thrice."""
     chunk = 2 * LOGIT_CHUNK * (4 + layout.value_bytes)
     weight = model.embedding_rows(layout.tp) * model.hidden_size * (4 + 2 * layout.value_bytes)
-    hidden = 3 * layout.micro_batch_tokens * model.hidden_size * layout.value_bytes
+    hidden = 3 * layout.rank_tokens * model.hidden_size * layout.value_bytes
     return float(chunk + weight + hidden)
 
 

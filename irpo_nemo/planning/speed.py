@@ -67,13 +67,14 @@ def step_seconds(model: Decoder, layout: Layout, machine: Machine, batch: Batch)
     replicas = busy_replicas(batch, layout)
     work *= layout.dp / replicas * (4 / 3 if layout.recompute else 1)
     work += tensor_parallel_seconds(model, layout, machine, tokens=batch.tokens / replicas)
+    work += context_parallel_seconds(model, layout, machine, tokens=batch.tokens / replicas)
     return work * bubble(layout, batch) + exchange_seconds(model, layout, machine)
 
 
 def bubble(layout: Layout, batch: Batch) -> float:
     """What filling and draining the pipeline multiplies a step with."""
     micro_batches = count_micro_batches(batch, layout)
-    return (micro_batches + layout.pp - 1) / micro_batches
+    return 1 + (layout.pp - 1) / (layout.vp * micro_batches)
 
 
 def tensor_parallel_seconds(model: Decoder, layout: Layout, machine: Machine, *, tokens: float) -> float:
@@ -82,21 +83,35 @@ def tensor_parallel_seconds(model: Decoder, layout: Layout, machine: Machine, *,
     `tokens` are those of one replica. Nothing hides these. Recomputation does the forward ones again. Sequence parallel
     moves the same bytes.
     """
-    size = tokens * model.hidden_size * layout.value_bytes
+    size = tokens / layout.cp * model.hidden_size * layout.value_bytes
     moved = 2 * size * (layout.tp - 1) / layout.tp * (6 if layout.recompute else 4)
     bandwidth = machine.gpu.link_bandwidth if layout.tp <= machine.gpus_per_node else machine.network_bandwidth
     return model.num_layers / layout.pp * moved / bandwidth
 
 
-def exchange_seconds(model: Decoder, layout: Layout, machine: Machine) -> float:
-    """Reduce gradients in float32 and gather weights over data-parallel ranks, by rings, hidden behind nothing.
+def context_parallel_seconds(model: Decoder, layout: Layout, machine: Machine, *, tokens: float) -> float:
+    """Gather keys and values over context-parallel ranks: once a layer forward, and their gradients back.
 
-    Megatron numbers ranks by tensor, then data, then pipeline parallel, so data-parallel ranks of one node are
+    `tokens` are those of one replica. Nothing hides these. Recomputation gathers again.
+    """
+    size = tokens * 2 * model.key_size / layout.tp * layout.value_bytes
+    moved = size * (layout.cp - 1) / layout.cp * (3 if layout.recompute else 2)
+    is_one_node = layout.tp * layout.cp <= machine.gpus_per_node
+    bandwidth = machine.gpu.link_bandwidth if is_one_node else machine.network_bandwidth
+    return model.num_layers / layout.pp * moved / bandwidth
+
+
+def exchange_seconds(model: Decoder, layout: Layout, machine: Machine) -> float:
+    """Reduce gradients in float32 and gather weights over data- and context-parallel ranks, by rings, hidden behind
+    nothing.
+
+    Megatron numbers ranks by tensor, then context, then data, then pipeline parallel, so these ranks of one node are
     neighbours when they all fit there.
     """
-    is_one_node = layout.tp * layout.dp <= machine.gpus_per_node
+    replicas = layout.dp * layout.cp
+    is_one_node = layout.tp * replicas <= machine.gpus_per_node
     bandwidth = machine.gpu.link_bandwidth if is_one_node else machine.network_bandwidth
-    moved = stage_parameters(model, layout, 0) * (4 + layout.value_bytes) * (layout.dp - 1) / layout.dp
+    moved = stage_parameters(model, layout, 0) * (4 + layout.value_bytes) * (replicas - 1) / replicas
     return moved / bandwidth
 
 

@@ -96,6 +96,30 @@ def test_a_stage_holds_a_micro_batch_for_every_stage_behind_it() -> None:
     assert activation_bytes(UNTIED_8B, layout, stage=0, micro_batches=1) == held[3]
 
 
+def test_virtual_stages_hold_more_by_korthikantis_factor() -> None:
+    plain, interleaved = Layout(ranks=4, pp=4), Layout(ranks=4, pp=4, vp=2)
+    first, last = (
+        activation_bytes(LLAMA_3_8B, interleaved, stage=stage, micro_batches=16)
+        / activation_bytes(LLAMA_3_8B, plain, stage=0, micro_batches=16)
+        for stage in (0, 3)
+    )
+    assert first == pytest.approx(1 + 3 / (4 * 2))
+    assert last == pytest.approx((4 * 1 + 1) / 2 / 4)
+
+
+def test_context_parallel_splits_all_but_keys_and_values_and_shards_the_optimizer() -> None:
+    whole, split = Layout(ranks=8, tp=2), Layout(ranks=8, tp=2, cp=2)
+    assert (whole.dp, split.dp) == (4, 2)
+    kept, kept_split = (
+        activation_bytes(LLAMA_3_8B, layout, stage=0, micro_batches=1) / layout.micro_batch_tokens
+        for layout in (whole, split)
+    )
+    keys_and_values = LLAMA_3_8B.num_layers * 2 * LLAMA_3_8B.key_size * 2 / 2
+    assert kept_split == pytest.approx((kept + keys_and_values) / 2)
+    of_states = [training_memory(LLAMA_3_8B, layout, micro_batches=1).optimizer for layout in (whole, split)]
+    assert of_states[0] == pytest.approx(of_states[1])
+
+
 def test_recomputation_keeps_each_layers_input_and_one_layer() -> None:
     layout = Layout(ranks=1, recompute=True, micro_batch_tokens=1000)
     expected = 1000 * (32 * 2 * 4096 + layer_activation_bytes(UNTIED_8B, layout))

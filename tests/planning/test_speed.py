@@ -10,6 +10,7 @@ from irpo_nemo.planning.speed import (
     Batch,
     Machine,
     bubble,
+    context_parallel_seconds,
     count_micro_batches,
     exchange_seconds,
     sampling_tokens_per_second,
@@ -65,6 +66,20 @@ def test_tensor_parallel_ranks_exchange_hidden_states_four_times_a_layer() -> No
     moved = 32 * 4 * 1000 * 4096 * 2
     assert tensor_parallel_seconds(LLAMA_3_8B, layout, H100, tokens=1000) == pytest.approx(moved / 450e9)
     assert tensor_parallel_seconds(LLAMA_3_8B, Layout(ranks=2), H100, tokens=1000) == 0
+
+
+def test_virtual_stages_shorten_the_bubble() -> None:
+    batch = Batch(tokens=4000, units=4)
+    bubbles = [bubble(Layout(ranks=4, pp=4, vp=vp, micro_batch_tokens=1000), batch) for vp in (1, 2)]
+    assert bubbles == [1 + 3 / 4, 1 + 3 / 8]
+
+
+def test_context_parallel_ranks_exchange_keys_and_values() -> None:
+    layout = Layout(ranks=8, tp=2, cp=4)
+    moved = LLAMA_3_8B.num_layers * 2 * 1000 * (2 * LLAMA_3_8B.key_size / 2 * 2) * 3 / 4
+    seconds = context_parallel_seconds(LLAMA_3_8B, layout, H100, tokens=1000)
+    assert seconds == pytest.approx(moved / H100.gpu.link_bandwidth)
+    assert context_parallel_seconds(LLAMA_3_8B, replace(layout, cp=1), H100, tokens=1000) == 0
 
 
 def test_gradients_leave_the_node_only_when_their_ranks_do() -> None:
