@@ -73,7 +73,6 @@ def build_gpt_model(
         fp8=fp8,
         recompute_activations=recompute_activations,
     )
-    config.perform_initialization = not load_weights
     num_chunks = parallel.virtual_pipeline_model_parallel_size
     rank, last_rank = parallel_state.get_pipeline_model_parallel_rank(), parallel.pipeline_model_parallel_size - 1
     chunks = []

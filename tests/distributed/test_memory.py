@@ -72,14 +72,15 @@ def reset_peak() -> int:
 
 
 def import_and_export(source: Path, target: Path, parallel: ParallelConfig) -> dict[str, int]:
-    """On each rank: growth of the peak while the model is built and filled, and while it is written."""
-    from irpo_nemo.training.families.weights import export_hf
+    """On each rank: growth of the peak while its share, which is there, is filled, and while the model is written."""
+    from irpo_nemo.training.families.weights import export_hf, load_hf_weights
     from irpo_nemo.training.gpt import build_gpt_model
     from irpo_nemo.training.parallel import initialize_parallel
 
     initialize_parallel(parallel, seed=0)
+    chunks = build_gpt_model(source, parallel=parallel, bf16=False, load_weights=False)
     before = reset_peak()
-    chunks = build_gpt_model(source, parallel=parallel, bf16=False)
+    load_hf_weights(chunks, source)
     imported = read_memory("VmHWM") - before
     before = reset_peak()
     export_hf(chunks, source_folder=source, target_folder=target, max_shard_gib=SHARD_GIB)
@@ -110,13 +111,13 @@ def test_the_measure_sees_a_model_that_is_held_whole(model: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_import_takes_little_more_than_the_share_of_a_rank(
+def test_import_takes_little_beside_the_share_of_a_rank(
     measured: dict[str, tuple[Path, list[dict[str, int]]]], layout: str, model: Path
 ) -> None:
     whole = size_of(model)
     for rank in measured[layout][1]:
         assert rank["share"] < 0.52 * whole
-        assert rank["import"] - rank["share"] < 0.2 * whole
+        assert rank["import"] < 0.2 * whole
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
