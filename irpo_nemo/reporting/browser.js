@@ -6,6 +6,7 @@
 
 const irpo = (() => {
   const PAGE_SIZE = 25;
+  const SHOWN_ANSWERS = 6;
   const CACHED_FILES = 60;
   const WORD_LENGTH = 32;
   const LAST_BIT = 30;
@@ -23,7 +24,7 @@ const irpo = (() => {
       if (name in element) element[name] = value;
       else element.setAttribute(name, value);
     }
-    return fill(element, ...children);
+    return children.length ? fill(element, ...children) : element;
   }
 
   /** Give an element new children; null stands for none. */
@@ -351,8 +352,19 @@ const irpo = (() => {
   const candidatesOf = (model) =>
     state.problem.models[model].candidates.map((row) => Object.fromEntries(row.map((value, i) => [FIELDS[i], value])));
 
-  const badge = (verdict) => make("span", { className: `badge v-${verdict}` }, `${MARKS[verdict]} ${verdict}`);
+  const markOf = (verdict) => make("span", { "aria-hidden": "true" }, MARKS[verdict], " ");
+  const badge = (verdict) => make("span", { className: `badge v-${verdict}` }, markOf(verdict), verdict);
   const answerText = (answer) => (answer === null ? "none" : answer);
+
+  /** An answer in the colour of its verdict; the verdict itself for those who do not see it. */
+  const makeChip = ({ verdict, answer }, rest = "") =>
+    make(
+      "span",
+      { className: `chip v-${verdict}`, title: verdict },
+      markOf(verdict),
+      make("span", { className: "said" }, `${verdict} `),
+      `${answerText(answer)}${rest}`,
+    );
 
   /** The same problem's answers over the models. */
   function makeAnswersTable() {
@@ -365,7 +377,7 @@ const irpo = (() => {
         "tr",
         {},
         make("th", { scope: "row" }, `M_${model}`),
-        make("td", {}, greedy ? [badge(greedy.verdict), ` ${answerText(greedy.answer)}`] : "–"),
+        make("td", {}, greedy ? makeChip(greedy) : "–"),
         make("td", {}, samples.length ? `${correct} of ${samples.length}` : "–"),
         make("td", { className: "answers" }, countAnswers(samples)),
       );
@@ -391,15 +403,11 @@ const irpo = (() => {
       counts.set(key, (counts.get(key) ?? 0) + 1);
     }
     const sorted = [...counts].sort((a, b) => b[1] - a[1]);
-    const chips = sorted.slice(0, 8).map(([key, count]) => {
+    const chips = sorted.slice(0, SHOWN_ANSWERS).map(([key, count]) => {
       const [verdict, answer] = JSON.parse(key);
-      return make(
-        "span",
-        { className: `chip v-${verdict}`, title: verdict },
-        `${MARKS[verdict]} ${answerText(answer)} ×${count}`,
-      );
+      return [makeChip({ verdict, answer }, ` ×${count}`), " "];
     });
-    return sorted.length > 8 ? [...chips, make("span", {}, `and ${sorted.length - 8} more`)] : chips;
+    return sorted.length > SHOWN_ANSWERS ? [...chips.flat(), `and ${sorted.length - SHOWN_ANSWERS} more`] : chips.flat();
   }
 
   function showCandidates() {
@@ -554,8 +562,7 @@ const irpo = (() => {
     byId("verdict").replaceChildren(...options([["any", "any verdict"], ...greedy, ...samples, ...made]));
     for (const id of ["from", "to"]) byId(id).replaceChildren(...options(models));
     byId("to").value = String(models.length - 1);
-    const basis = hasGreedy() ? "greedy verdict" : "correct samples";
-    byId("change-basis").textContent = `Change in ${basis}`;
+    byId("change-basis").textContent = hasGreedy() ? "Change, greedy" : "Change, samples";
     await update();
   }
 

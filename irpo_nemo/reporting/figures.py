@@ -172,11 +172,12 @@ def _draw_histogram(title: str, entries: Entries, key: str) -> str:
 
 def draw_completions(entries: Entries) -> list[str]:
     """Verdicts, length and truncation of samples."""
-    charts = []
+    verdicts, lengths = [], []
     for split, name in (("train", "training problems"), ("test", "test problems")):
         shown = [(entry["iteration"], entry["completions"][split].get("sample")) for entry in entries]
         measured = [(t, counts) for t, counts in shown if counts]
-        charts += [_draw_verdicts(f"Verdicts of samples, {name}", measured), _draw_lengths(name, measured)]
+        verdicts.append(_draw_verdicts(f"Verdicts of samples, {name}", measured))
+        lengths.append(_draw_lengths(name, measured))
     series = [
         Series(
             name=f"{name}, {kind}",
@@ -192,9 +193,16 @@ def draw_completions(entries: Entries) -> list[str]:
             (("train", "training", "sample"), ("test", "test", "sample"), ("test", "test", "greedy"))
         )
     ]
-    note = "Share of completions that ran out of tokens."
-    charts.append(draw_lines("Cut off", series, note=note, x_ticks=model_ticks(entries), y_format=percent))
-    return charts
+    most = max((share for line in series for _, share in line.points), default=0.0)
+    cut_off = draw_lines(
+        "Cut off",
+        series,
+        note="Share of completions that ran out of tokens.",
+        x_ticks=model_ticks(entries),
+        y_range=(0.0, max(most, 0.01)),
+        y_format=percent,
+    )
+    return [*verdicts, *lengths, cut_off]
 
 
 def _draw_verdicts(title: str, measured: Sequence[tuple[int, Mapping[str, Any]]]) -> str:

@@ -250,7 +250,7 @@ def _find_differences(configs: Mapping[str, IRPOConfig]) -> list[tuple[str, ...]
 
 def _make_browser(splits: Sequence[str]) -> str:
     """The form, the list and the place for a problem; browser.js fills them."""
-    names = {"train": "training problems", "test": "test problems"}
+    names = {"train": "training", "test": "test"}
     shown = [split for split in ("test", "train") if split in splits]
     options = "".join(f'<option value="{split}">{names[split]}</option>' for split in shown)
     changes = (("any", "any change"), ("better", "got better"), ("worse", "got worse"), ("same", "stayed the same"))
