@@ -173,6 +173,13 @@ def test_status_shows_progress_and_the_last_metrics(started_run: Path) -> None:
     assert "iteration 0 sample  interrupted  20/8400 candidates, 120 tokens/s, 5.8 h left" in done.stdout
     assert done.stdout.splitlines()[-1] == "last metrics (sft): step 7, loss/total 1.235"
 
+    told = json.loads(irpo("status", "--json", str(started_run)).stdout)
+    sample = next(step for step in told["steps"] if step["state"] == "interrupted")
+    assert (sample["stage"], sample["done"], sample["total"], sample["unit"]) == ("sample", 20, 8400, "candidates")
+    assert sample["seconds_left"] == pytest.approx(5.8 * 3600, rel=0.01)
+    assert told["last_metrics"] == {"step": 7, "loss/total": 1.23456, "mfu": None}
+    assert told["stopped"] == ""
+
 
 def test_status_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
     done = irpo("status", str(tmp_path))
