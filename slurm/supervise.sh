@@ -15,6 +15,7 @@
 #   count     of which job; failures and interruptions since there was something new; what there was; 1 while at work
 #   last      how the start before this one ended
 #   reason    why the job gave up, in words
+#   spare     room for the reason on a disk that is full by then
 #
 # Runs on a node, outside of containers: bash, coreutils, findutils and Slurm's commands.
 
@@ -39,6 +40,7 @@ begin() {
     trap 'impatient=1' USR2
     mkdir -p "$state" "$logs" || exit 1
     say "$IRPO_JOB: job $job, start $restart, on ${SLURM_JOB_NODELIST:-$(hostname)}"
+    [[ -e $state/spare ]] || printf '%2000s\n' '' >"$state/spare"
     take_lease
     count_start
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -113,10 +115,10 @@ take_lease() {
     local holder said=''
     while :; do
         if ! holder=$(cat "$state/lease" 2>/dev/null); then
-            put "$state/lease.$start" "$owner"
+            put "$state/lease.$start" "$owner" || give_up "$state: cannot be written; is the disk full?"
             if ln "$state/lease.$start" "$state/lease" 2>/dev/null; then rm -f "$state/lease.$start"; return; fi
         elif [[ $holder == released* ]]; then
-            put "$state/lease" "$owner"
+            put "$state/lease" "$owner" || give_up "$state: cannot be written; is the disk full?"
             nap 1
         elif is_at_work "${holder%%.*}"; then
             [[ $said ]] || say "job ${holder%%.*} is at work on this; waiting for it to end"
@@ -126,7 +128,7 @@ take_lease() {
             continue
         else
             say "taking over from start ${holder%% *}, which ended without a word"
-            put "$state/lease" "$owner"
+            put "$state/lease" "$owner" || give_up "$state: cannot be written; is the disk full?"
             nap "$LEASE_SECONDS"
         fi
         if holds_lease; then return; fi
@@ -252,7 +254,9 @@ killed_rank() {
 
 give_up() {
     say "gives up: $1"
-    put "$state/reason" "$1"
+    if ! put "$state/reason" "$1"; then
+        printf '%s\n' "$1" 1<>"$state/spare" && mv -f "$state/spare" "$state/reason"
+    fi
     release
     exit 1
 }
@@ -283,7 +287,10 @@ again() {
 # put FILE LINE...: whole or not at all
 put() {
     local new=$1.$start.$$.tmp
-    if ! { printf '%s\n' "${@:2}" >"$new" && mv -f "$new" "$1"; }; then say "$1: cannot be written; is the disk full?"; fi
+    { printf '%s\n' "${@:2}" >"$new" && mv -f "$new" "$1"; } 2>/dev/null && return
+    rm -f "$new"
+    say "$1: cannot be written; is the disk full?"
+    return 1
 }
 
 # sleep that a signal ends
