@@ -6,13 +6,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 # What tests need of the system; where it cannot be installed, those tests are skipped and say so.
 prepare_debian() {
     local missing
-    missing=$(grep -v '^#' tools/debian_packages.txt | while read -r package; do
+    mapfile -t missing < <(grep -v '^#' tools/debian_packages.txt | while read -r package; do
         dpkg -s "$package" >/dev/null 2>&1 || echo "$package"
     done)
-    if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "installing" $missing >&2
-        { apt-get update -qq && apt-get install --yes -qq --no-install-recommends $missing; } >/dev/null ||
-            echo "could not install" $missing >&2
+    if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing ${missing[*]}" >&2
+        { apt-get update -qq && apt-get install --yes -qq --no-install-recommends "${missing[@]}"; } >/dev/null ||
+            echo "could not install ${missing[*]}" >&2
     fi
 }
 
