@@ -5,7 +5,6 @@ Exit codes: 0 done; 2 the user's to mend (one line a mistake, no traceback); 1 a
 """
 
 import argparse
-import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -379,7 +378,7 @@ def _convert_to_hf(parsed: argparse.Namespace) -> None:
 
 def _read_parallel(sizes: Sequence[str]) -> ParallelConfig:
     """Read `parallel.<size>=N` arguments."""
-    keys = {f"parallel.{item.name}": item.name for item in dataclasses.fields(ParallelConfig) if item.type is int}
+    keys = {f"parallel.{name}": name for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size")}
     values: dict[str, Any] = {}
     for argument in sizes:
         key, _, value = argument.partition("=")
