@@ -33,6 +33,8 @@ _STAGES = (
     ("sample", "sample", "s1"),
     ("grade", "grade", "s2"),
     ("pair", "pair", "s5"),
+    ("trial", "trial", "s7"),
+    ("select", "select", "s8"),
     ("reference", "reference", "s4"),
     ("train", "train", "s3"),
     ("export", "export", "s6"),
@@ -139,6 +141,25 @@ def _lay_out(metrics: Mapping[int, Metrics]) -> tuple[list[Segment], dict[int, i
     return segments, offsets
 
 
+def draw_selection(entries: Entries) -> str:
+    """Held-out accuracy by step of each iteration's trial; "" without trials."""
+    series = [
+        Series(
+            name=f"M_{entry['iteration']} → M_{entry['iteration'] + 1}",
+            style=f"s{1 + place % 6}",
+            marked=True,
+            points=[(tried["step"], tried["accuracy"]) for tried in entry["selection"]["tried"]],
+            intervals=[tuple(tried["accuracy_ci95"]) for tried in entry["selection"]["tried"]],
+        )
+        for place, entry in enumerate(entries)
+        if entry["selection"]
+    ]
+    steps = sorted({int(step) for line in series for step, _ in line.points})
+    shown = [(float(step), number(step)) for step in steps[:: 1 + len(steps) // 8]]
+    note = "On held-out problems, by step of the trial; the best step is how long training went on."
+    return draw_lines("Choice of the step", series, note=note, x_ticks=shown, y_format=percent)
+
+
 def draw_pairs(entries: Entries) -> list[str]:
     """Where the problems went, and how many winners and losers they had."""
     paired = [entry for entry in entries if entry["pairs"]]
@@ -241,9 +262,7 @@ def draw_time(entries: Entries) -> list[str]:
         draw_bars("Wall time", stages, _bars(entries, lambda entry: entry["seconds"]), value_format=duration),
         draw_bars("Tokens", tokens, [_token_bar(entry) for entry in entries], value_format=number),
     ]
-    devices = [
-        PartStyle(name=name, style=style) for key, name, style in _STAGES if key in ("sample", "grade", "pair", "train")
-    ]
+    devices = [PartStyle(name=name, style=style) for key, name, style in _STAGES if key not in ("reference", "export")]
     for device, title in (("gpu", "GPU-hours"), ("cpu", "CPU-core-hours")):
         bars = [
             Bar(

@@ -19,6 +19,7 @@ from irpo_nemo.reporting.figures import (
     draw_comparison,
     draw_completions,
     draw_pairs,
+    draw_selection,
     draw_time,
     draw_training,
 )
@@ -26,6 +27,8 @@ from irpo_nemo.reporting.table import COLUMNS, make_rows, percent
 
 _HERE = Path(__file__).parent
 _SECTIONS = ("Accuracy", "Training", "Pairs", "Completions", "Time and cost", "Problems", "Settings")
+
+_STAGES = ("sample", "grade", "pair", "trial", "select", "train_stage")
 
 _STEPS_NOTE = (
     '<p class="note">Curves run over the steps of one iteration after the other. Beside each name stand the first and '
@@ -56,7 +59,9 @@ def make_page(
             ],
             "Training": [
                 _STEPS_NOTE,
-                _grid(draw_training(metrics)) if last is not None else "<p>Nothing has been trained yet.</p>",
+                _grid([*draw_training(metrics), draw_selection(entries)])
+                if last is not None
+                else "<p>Nothing has been trained yet.</p>",
             ],
             "Pairs": [*_tell_spared(entries), _grid(draw_pairs(entries)), _make_pairs_table(entries)],
             "Completions": [_grid(draw_completions(entries))],
@@ -177,7 +182,7 @@ def _compare_intervals(first: Mapping[str, Any], last: Mapping[str, Any]) -> str
 
 
 def _stage_seconds(seconds: Mapping[str, float]) -> float:
-    return sum(seconds.get(stage, 0.0) for stage in ("sample", "grade", "pair", "train_stage"))
+    return sum(seconds.get(stage, 0.0) for stage in _STAGES)
 
 
 def _sum_cost(entries: Sequence[Mapping[str, Any]]) -> str:

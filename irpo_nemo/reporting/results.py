@@ -15,6 +15,9 @@ from irpo_nemo.run_folder import IterationFolder, RunFolder
 
 SPLITS = ("train", "test")
 
+_PLAIN_STAGES = ("sample", "grade", "pair", "trial", "select")
+"""Those of an iteration whose time is not told by parts."""
+
 _CURVES = (
     "loss/total",
     "loss/dpo",
@@ -111,7 +114,7 @@ def _first_and_last(metrics: list[dict[str, Any]]) -> dict[str, dict[str, float]
 def _collect_seconds(folder: IterationFolder) -> dict[str, float]:
     """Wall time by stage; training by its parts. Of the last attempt where a stage was interrupted."""
     seconds = {}
-    for stage in ("sample", "grade", "pair", "trial", "select"):
+    for stage in _PLAIN_STAGES:
         if manifest := read_manifest(folder.manifest(stage)):
             seconds[stage] = manifest.seconds["total"]
     if manifest := read_manifest(folder.manifest("train")):
@@ -139,7 +142,7 @@ def _find_origins(folder: IterationFolder) -> dict[str, str]:
 
 def _manifests(folder: IterationFolder) -> Iterator[tuple[str, Manifest]]:
     """The stages that are done, with their manifests."""
-    for stage in ("sample", "grade", "pair", "train"):
+    for stage in (*_PLAIN_STAGES, "train"):
         if (manifest := read_manifest(folder.manifest(stage))) is not None:
             yield stage, manifest
 

@@ -20,7 +20,7 @@ from irpo_nemo.reporting.show import show_problem
 from irpo_nemo.reporting.table import make_rows, print_results
 from irpo_nemo.reporting.write import compare_runs, write_report
 from irpo_nemo.run_folder import RunFolder
-from tests.reporting.made_run import NASTY, make_config, make_run
+from tests.reporting.made_run import NASTY, make_config, make_run, write_stage
 
 
 @pytest.fixture
@@ -91,6 +91,18 @@ def test_tokens_and_device_time_are_those_of_this_run(run: RunFolder, config: IR
     assert first["taken_from"] == {"sample": "runs/other"}
     assert sorted(first["cost"]["seconds"]) == ["grade", "pair", "train"]
     assert "M_0 sample: taken over from runs/other" in run.page.read_text()
+
+
+def test_the_choice_of_the_step_is_drawn_and_its_stages_cost(run: RunFolder, config: IRPOConfig) -> None:
+    iteration = run.iteration(0)
+    tried = [{"step": 10 * n, "accuracy": n / 10, "accuracy_ci95": [0.0, 0.9], "validation_loss": 1.0} for n in (1, 5)]
+    write_json(iteration.selection, {"chosen_step": 50, "trial_steps": 50, "num_problems": 8, "tried": tried})
+    for stage in ("trial", "select"):
+        write_stage(iteration, stage, {})
+    write_report(run, config)
+    assert "Choice of the step: M_0 → M_1 10% to 50%" in run.page.read_text()
+    cost = read_results(run)["iterations"][0]["cost"]["seconds"]
+    assert (cost["trial"], cost["select"]) == ({"cpu": 6.0, "gpu": 0.0}, {"cpu": 6.0, "gpu": 0.0})
 
 
 def test_a_run_under_way_is_reported_as_far_as_it_is(run: RunFolder, config: IRPOConfig) -> None:
