@@ -6,6 +6,7 @@ pipeline-parallel ranks and their virtual stages, so each must divide. Keys are 
 the defaults of keys that are left out are transformers' own.
 """
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from irpo_nemo.config import IRPOConfig, ModelConfig, ParallelConfig
 from irpo_nemo.errors import ConfigError, ModelError
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""model_type of config.json that can be trained; `irpo_nemo.training.families` has a module of each name."""
+"""model_type of config.json that we have a module of, named so, in `irpo_nemo.training.families`."""
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -95,7 +96,7 @@ def read_hf_config(folder: Path | str) -> dict[str, Any]:
     """Read config.json of a Hugging Face folder that is to be trained.
 
     Raises:
-        ModelError: With every mistake, one a line: no folder, no file, not JSON, a size missing, another model_type.
+        ModelError: With every mistake, one a line: no folder, no file, not JSON, a size or model_type missing.
     """
     hf_config = _read_json(Path(folder))
     mistakes = list(_find_hf_mistakes(hf_config, Path(folder) / "config.json", needed=(*_SIZES, "vocab_size")))
@@ -125,9 +126,20 @@ def _find_hf_mistakes(hf_config: dict[str, Any], path: Path, *, needed: tuple[st
     for name in needed:
         if not _is_size(hf_config.get(name)):
             yield f"{path} gives no number for {name}; is it a decoder-only model?"
+
+
+def find_unknown_family(hf_config: dict[str, Any], path: Path) -> Iterator[str]:
+    """Yield a mistake if the model is of no family of ours, and megatron-bridge is not here to be asked."""
     model_type = hf_config.get("model_type")
-    if model_type is not None and model_type not in MODEL_TYPES:
-        yield f"{path}: model_type is {model_type!r}, which cannot be trained; known are {', '.join(MODEL_TYPES)}"
+    if model_type is not None and model_type not in MODEL_TYPES and not _has_megatron_bridge():
+        yield (
+            f"{path}: model_type is {model_type!r}, which cannot be trained; known are {', '.join(MODEL_TYPES)}; "
+            "megatron-bridge would be asked about another one, but is not installed here"
+        )
+
+
+def _has_megatron_bridge() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("megatron", "megatron.bridge"))
 
 
 def _is_size(value: Any) -> bool:
@@ -146,7 +158,10 @@ def find_model_mistakes(config: IRPOConfig) -> Iterator[str]:
     except ModelError as error:
         yield f"model.path: {error}"
         return
-    if mistakes := list(_find_hf_mistakes(hf_config, path, needed=_SIZES)):
+    mistakes = list(_find_hf_mistakes(hf_config, path, needed=_SIZES))
+    if config.launcher.name == "local" or config.launcher.slurm.container == "none":  # else containers may have more
+        mistakes += find_unknown_family(hf_config, path)
+    if mistakes:
         yield from (f"model.path: {mistake}" for mistake in mistakes)
         return
     yield from find_layout_mistakes(_read_sizes(hf_config), config.parallel, source=str(path))

@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from irpo_nemo.config import IRPOConfig, ModelConfig, ParallelConfig
+from irpo_nemo.config import ParallelConfig
 from irpo_nemo.errors import ArtifactError, ConfigError, ModelError
 from irpo_nemo.model_shape import (
     MODEL_TYPES,
     ModelShape,
     check_layout,
-    find_model_mistakes,
     padded_vocab_size,
     read_hf_config,
 )
@@ -82,22 +81,6 @@ def test_a_config_without_sizes_is_refused_with_every_mistake(tmp_path: Path) ->
         f"{tmp_path}/config.json gives no number for hidden_size; is it a decoder-only model?",
         f"{tmp_path}/config.json gives no number for vocab_size; is it a decoder-only model?",
         f"{tmp_path}/config.json gives no model_type; known are {KNOWN}",
-    ]
-
-
-def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
-    write_config(tmp_path, LLAMA | {"model_type": "mamba"})
-    with pytest.raises(ModelError) as caught:
-        read_hf_config(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path}/config.json: model_type is 'mamba', which cannot be trained; known are {KNOWN}"
-    )
-
-
-def test_an_unknown_model_type_is_found_before_a_run_starts(tmp_path: Path) -> None:
-    config = IRPOConfig(model=ModelConfig(path=str(write_config(tmp_path, LLAMA | {"model_type": "mamba"}))))
-    assert list(find_model_mistakes(config)) == [
-        f"model.path: {tmp_path}/config.json: model_type is 'mamba', which cannot be trained; known are {KNOWN}"
     ]
 
 

@@ -1,7 +1,8 @@
 """Model families: how a Hugging Face folder becomes a Megatron `GPTModel`, and back.
 
 A new family is one module here, named as config.json's model_type, whose FAMILY is a `Family`, and one entry in
-`irpo_nemo.model_shape.MODEL_TYPES`. This module imports none of them until asked.
+`irpo_nemo.model_shape.MODEL_TYPES`. This module imports none of them until asked. Any other model_type is left to
+`bridge`.
 """
 
 import importlib
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from irpo_nemo.errors import ModelError
+from irpo_nemo.model_shape import MODEL_TYPES, find_unknown_family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +60,22 @@ class Family(Protocol):
 
 
 def find_family(hf_config: dict[str, Any], folder: Path) -> Family:
-    """Find the module that knows the model of `folder`, and let it check the options of config.json.
+    """Find what knows the model of `folder`, and let it check the options of config.json.
 
     Args:
         hf_config: What `read_hf_config` read.
         folder: Where from, for messages.
 
     Raises:
-        ModelError: With every option that is not supported, one a line.
+        ModelError: Nothing does, or with every option that is not supported, one a line.
     """
-    family: Family = importlib.import_module(f"{__name__}.{hf_config['model_type']}").FAMILY
+    if mistakes := list(find_unknown_family(hf_config, folder / "config.json")):
+        raise ModelError("\n".join(mistakes))
+    family: Family
+    if hf_config["model_type"] in MODEL_TYPES:
+        family = importlib.import_module(f"{__name__}.{hf_config['model_type']}").FAMILY
+    else:
+        family = importlib.import_module(f"{__name__}.bridge").open_family(folder)
     if problems := list(family.find_unsupported(hf_config)):
         raise ModelError("\n".join(f"{folder}/config.json: {problem}" for problem in problems))
     return family

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from irpo_nemo.errors import ArtifactError, ModelError
+from irpo_nemo.model_shape import ModelShape
 from irpo_nemo.training.families import Piece
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,12 @@ class HFWeights:
     def dtype(self, name: str) -> str:
         """The stored dtype, as safetensors spells it."""
         return str(self._slice(name).get_dtype())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            name: tuple(self._slice(name).get_shape()) for name in sorted(self._file_of, key=self._file_of.__getitem__)
+        }
 
     @property
     def names(self) -> set[str]:
@@ -214,6 +221,21 @@ def _verify(folder: Path, tensors: Mapping[str, tuple[int, ...]], dtype: torch.d
 
 
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def stored_dtype(hf_config: dict[str, Any], folder: Path) -> torch.dtype:
+    """The dtype that config.json gives the weights.
+
+    Raises:
+        ModelError: None that an export can have.
+    """
+    name = ModelShape.from_hf_config(hf_config).dtype
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _SAFETENSORS_DTYPES}
+    if name not in dtypes:
+        raise ModelError(
+            f"{folder}/config.json: dtype is {name!r}, which is not supported; known are {', '.join(dtypes)}"
+        )
+    return dtypes[name]
 
 
 def _flush_to_disk(path: Path) -> None:

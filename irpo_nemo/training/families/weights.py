@@ -18,16 +18,17 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from irpo_nemo.errors import ModelError
-from irpo_nemo.model_shape import ModelShape, read_hf_config
+from irpo_nemo.model_shape import read_hf_config
 from irpo_nemo.training.families import Family, Piece, find_family
-from irpo_nemo.training.families.hf_folder import HFFolderWriter, HFWeights, refuse_existing
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from irpo_nemo.training.families.bridge import BridgedFamily
+from irpo_nemo.training.families.hf_folder import HFFolderWriter, HFWeights, refuse_existing, stored_dtype
 
 
 @torch.no_grad()
 def load_hf_weights(model_chunks: Sequence[torch.nn.Module], folder: Path | str) -> None:
-    """Fill this rank's parameters from the folder, reading only the slices that it owns. No communication.
+    """Fill this rank's parameters from the folder, reading only the slices that it owns.
+
+    No communication, unless megatron-bridge knows the family: all ranks call it.
 
     Args:
         model_chunks: This rank's GPTModel chunks, wrapped or not.
@@ -37,8 +38,12 @@ def load_hf_weights(model_chunks: Sequence[torch.nn.Module], folder: Path | str)
         ModelError: A file or tensor is missing or damaged, or a shape differs from config.json's or from the model's.
     """
     hf_config = read_hf_config(folder)
-    source = _Mapping(hf_config, Path(folder))
-    weights = HFWeights(folder, source.family.hf_tensors(hf_config))
+    family = find_family(hf_config, Path(folder))
+    if isinstance(family, BridgedFamily):
+        family.load_weights(model_chunks)
+        return
+    source = _Mapping(family, hf_config, stored_dtype(hf_config, Path(folder)))
+    weights = HFWeights(folder, source.tensors)
     for name, parameter in _named_parameters(model_chunks):
         _fill(parameter, [weights.read(piece) for piece in source.pieces(name)], name, folder)
 
@@ -81,10 +86,14 @@ def export_hf(
         ModelError: The source's config.json cannot be used.
     """
     hf_config = read_hf_config(source_folder)
-    mapping = _Mapping(hf_config, Path(source_folder))
+    family = find_family(hf_config, Path(source_folder))
+    dtype = stored_dtype(hf_config, Path(source_folder))
     refuse_existing(Path(target_folder))
     dist.barrier()
-    if parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
+    if isinstance(family, BridgedFamily):
+        family.export(model_chunks, target=Path(target_folder), dtype=dtype, max_shard_gib=max_shard_gib)
+    elif parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
+        mapping = _Mapping(family, hf_config, dtype)
         layers = _gather_layers(model_chunks, mapping)
         if dist.get_rank() == 0:
             writer = HFFolderWriter(target_folder, source=source_folder, max_shard_gib=max_shard_gib)
@@ -108,18 +117,13 @@ class _Layer:
 class _Mapping:
     """The family's description of one model, for this rank's place in the layout."""
 
-    def __init__(self, hf_config: dict[str, Any], folder: Path) -> None:
+    def __init__(self, family: Family, hf_config: dict[str, Any], dtype: torch.dtype) -> None:
         self.hf_config = hf_config
-        self.family: Family = find_family(hf_config, folder)
-        self.tensors = self.family.hf_tensors(hf_config)
+        self.family = family
+        self.dtype = dtype
+        self.tensors = family.hf_tensors(hf_config)
         self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
         self.tp_size = parallel_state.get_tensor_model_parallel_world_size()
-        dtype = ModelShape.from_hf_config(hf_config).dtype
-        if dtype not in _DTYPES:
-            raise ModelError(
-                f"{folder}/config.json: dtype is {dtype!r}, which is not supported; known are {', '.join(_DTYPES)}"
-            )
-        self.dtype = _DTYPES[dtype]
 
     def pieces(self, name: str, tp_rank: int | None = None) -> list[Piece]:
         """The pieces of a parameter's shard on a tensor-parallel rank, this one by default."""
