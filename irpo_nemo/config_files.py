@@ -7,6 +7,7 @@ together.
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def compose(config: str, overrides: Sequence[str] = ()) -> "DictConfig":
     from yaml import YAMLError
 
     path = _find_config(config)
-    arguments = [f"hydra.searchpath=[file://{config_root()}]", *map(_as_addition, overrides)]
+    arguments = [f"hydra.searchpath=[{_quote(f'file://{config_root()}')}]", *map(_as_addition, overrides)]
     try:
         with initialize_config_dir(config_dir=str(path.parent.resolve()), version_base="1.3"):
             composed: DictConfig = hydra_compose(path.stem, overrides=arguments)
@@ -77,6 +78,11 @@ def compose(config: str, overrides: Sequence[str] = ()) -> "DictConfig":
         reason = " ".join(str(error).split())
         raise ConfigError(f"{config}: {reason}") from error
     return composed
+
+
+def _quote(text: str) -> str:
+    """A value in the grammar of overrides: a backslash there means itself, unless a quotation mark follows."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + end[2].replace("'", "\\'"), text) + "'"
 
 
 def _find_config(config: str) -> Path:

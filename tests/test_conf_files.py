@@ -1,11 +1,13 @@
 """Every file in conf/ loads, and holds only what differs from the defaults in the dataclasses."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from irpo_nemo import config_files
 from irpo_nemo.config_checks import check_relations
-from irpo_nemo.config_files import CONFIG_GROUPS, config_names, config_root, load_config
+from irpo_nemo.config_files import CONFIG_GROUPS, config_names, config_root, dump_config, load_config
 
 NEEDED = {
     "gsm8k_tiny": ["task.train_path=train.jsonl", "task.test_path=test.jsonl"],
@@ -32,6 +34,16 @@ def test_every_group_file_loads(file: Path) -> None:
     config = load_config("quickstart", overrides)
     section = getattr(config, group)
     assert getattr(section, "name", choice) == choice
+
+
+@pytest.mark.parametrize("folder", ['it\'s "a"; $(run) `100 #`', "a\\'b\\", "[a,b]{c:d}", "\u00e9 =+"])
+def test_conf_may_stand_in_any_folder(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / folder / "conf"
+    shutil.copytree(config_root(), copy)
+    monkeypatch.setattr(config_files, "config_root", lambda: copy)
+    run = tmp_path / folder / "config.yaml"
+    run.write_text(dump_config(load_config("quickstart")) + "defaults: [{loss: dpo}, _self_]\n")
+    assert load_config("quickstart").loss.beta == load_config(str(run)).loss.beta
 
 
 def test_gsm8k_is_the_papers_run() -> None:
