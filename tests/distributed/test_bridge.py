@@ -120,6 +120,13 @@ def test_what_the_package_would_leave_out_in_silence_is_refused(tmp_path: Path) 
         assert run_on_ranks(refusal, 1, folder, (1, 1, 1)) == [f"{folder}: {message}"]
 
 
+def test_an_import_that_does_not_read_back_is_refused(tmp_path: Path) -> None:
+    folder = write_unheard_of(make_llama(tied=False), tmp_path / "garbled", garbles=["1.mlp.linear_fc2.weight"])
+    assert run_on_ranks(refusal, 2, folder, (2, 1, 1)) == 2 * [
+        f"{folder}: megatron-bridge imported tensor body.1.mlp.down other than it is (1 of 39 are)."
+    ]
+
+
 def test_layouts_that_the_package_gets_wrong_are_refused(tmp_path: Path) -> None:
     tied = write_unheard_of(make_llama(tied=True), tmp_path / "tied")
     assert run_on_ranks(refusal, 2, tied, (1, 2, 2)) == 2 * [

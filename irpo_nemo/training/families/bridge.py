@@ -4,7 +4,8 @@ Asked for: its weight mapping, and its word that it knows the architecture. The 
 taken only if it is Llama's shape in all that megatron-bridge says of it, field by field; only the names and the
 arrangement of its tensors are megatron-bridge's to know. The folder's own Python code never runs.
 
-Written from the source of megatron-bridge 0.3.1; never run with the package itself.
+Written from the source of megatron-bridge 0.3.1; never run with the package as installed. On a CPU, what its
+row-parallel mapping scatters over tensor-parallel ranks is wrong, which the comparison after an import finds.
 """
 
 import dataclasses
@@ -61,19 +62,28 @@ class BridgedFamily(LlamaFamily):
             found[name] = found[name] or derived
         for name, value in found.items():
             if name not in left_out and (name not in wanted or value != wanted[name]):
-                what = repr(wanted[name]) if name in wanted else "no such option"
-                yield f"megatron-bridge builds it with {name}={value!r}, which is not supported; {what} is wanted"
+                what = _show(wanted[name]) if name in wanted else "no such option"
+                yield f"megatron-bridge builds it with {name}={_show(value)}, which is not supported; {what} is wanted"
         if type(self.provider).provide is not GPTModelProvider.provide:
             yield f"megatron-bridge builds it by {type(self.provider).__name__}.provide, which is not supported"
 
     def load_weights(self, model_chunks: Sequence[torch.nn.Module]) -> None:
-        """Fill the parameters from the folder. All ranks call it; every rank reads every tensor of its stage.
+        """Fill the parameters from the folder, and gather them again to compare. All ranks read all tensors.
 
         Raises:
-            ModelError: The layout, or a tensor of the folder or parameter of the model, is none that is mapped.
+            ModelError: The layout, or a tensor of the folder or parameter of the model, is none that is mapped; or
+                what was filled in is not what the folder holds.
         """
         self._check_mapping(model_chunks)
         self.bridge.load_hf_weights(list(model_chunks))
+        stored = HFWeights(self.folder, {})
+        tensors = self.bridge.export_hf_weights(list(model_chunks), cpu=True, show_progress=False)
+        right = {name for name, tensor in tensors if torch.equal(tensor, stored.read_whole(name).to(tensor.dtype))}
+        if wrong := sorted(stored.names - right):
+            raise ModelError(
+                f"{self.folder}: megatron-bridge imported tensor {wrong[0]} other than it is "
+                f"({len(wrong)} of {len(stored.names)} are)."
+            )
 
     def export(
         self, model_chunks: Sequence[torch.nn.Module], *, target: Path, dtype: torch.dtype, max_shard_gib: float
@@ -138,6 +148,10 @@ def open_family(folder: Path) -> BridgedFamily:
 
 def _default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _show(value: Any) -> str:
+    return str(getattr(value, "__name__", repr(value)))
 
 
 def _names(hf_param: str | dict[str, str]) -> list[str]:

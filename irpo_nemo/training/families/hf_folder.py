@@ -70,6 +70,10 @@ class HFWeights:
             return rows[piece.start : piece.stop]
         return rows[:, piece.start : piece.stop]
 
+    def read_whole(self, name: str) -> Tensor:
+        """Read a tensor, in the dtype it is stored in."""
+        return self._slice(name)[:]
+
     def dtype(self, name: str) -> str:
         """The stored dtype, as safetensors spells it."""
         return str(self._slice(name).get_dtype())

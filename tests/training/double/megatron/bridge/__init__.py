@@ -2,7 +2,8 @@
 records, with the oddities that its source shows. Not collected by pytest; a rank finds it through sys.path.
 
 It knows one family, unheard_of: Llama under other names. Its config.json may hold `provider`, what this package is to
-set on the provider besides, and `forgets`, the parameters that it is to have no mapping for.
+set on the provider besides, `forgets`, the parameters that it is to have no mapping for, and `garbles`, those that it
+is to import wrong.
 """
 
 import json
@@ -155,6 +156,8 @@ class AutoBridge:
                 shard = task.mapping.hf_to_megatron(state, model[0].config)
                 if shard.shape != task.param_weight.shape:
                     raise ValueError(f"Shape mismatch for megatron param {task.param_name}")
+                if task.param_name.endswith(tuple(self.config.get("garbles", ()))):
+                    shard = shard.flip(0)
                 task.param_weight.data.copy_(shard)
         if self.config["tie_word_embeddings"] and parallel_state.get_pipeline_model_parallel_world_size() > 1:
             self._share_embeddings(model[0])
