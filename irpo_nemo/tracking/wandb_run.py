@@ -80,8 +80,11 @@ class WandbRun:
 
     def close(self, *, is_complete: bool) -> None:  # noqa: ARG002 - MLflow asks; W&B needs no word
         """Send what is under way and end."""
+        import wandb
+
         written = Path(self._run.dir).parent
         self._run.finish()
+        wandb.teardown()  # an offline run's file may be written to until its service has ended
         for folder in self._old_folders:
             if folder != written:
                 shutil.rmtree(folder)

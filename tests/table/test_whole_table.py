@@ -62,6 +62,9 @@ def test_the_result_is_that_of_a_run_that_shared_nothing(table: Path, tmp_path: 
     finish_run(tmp_path, "num_iterations=1", "loss=dpo", "name=dpo", *SIZES)
     alone, shared = RunFolder(tmp_path / "dpo"), RunFolder(table / "seed_0" / "dpo")
     found, wanted = (json.loads(run.results.read_text()) for run in (shared, alone))
+    taken = [iteration.pop("taken_from") for iteration in found["iterations"]]
+    assert [list(stages) for stages in taken] == [["sample", "grade", "pair"], []]
+    assert [iteration.pop("taken_from") for iteration in wanted["iterations"]] == [{}, {}]
     assert drop_times(found) == drop_times(wanted)
     for iteration in (0, 1):
         for stage in ("sample", "grade", "pair", "train"):

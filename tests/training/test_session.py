@@ -131,7 +131,7 @@ def test_a_layout_that_the_ranks_do_not_fill_is_told(model: Path, tmp_path: Path
         session.run(replace(make_config(), parallel=ParallelConfig(tensor_model_parallel_size=2)))
     assert (
         "ConfigError: launcher.ranks: this job has 1 ranks, but tensor_model_parallel_size x "
-        "pipeline_model_parallel_size = 2 must divide them"
+        "pipeline_model_parallel_size x context_parallel_size = 2 must divide them"
     ) in str(caught.value)
 
 
