@@ -12,7 +12,6 @@ from irpo_nemo.artifacts import hash_file, read_records
 from irpo_nemo.records import PreferencePair
 from tests.e2e.runs import TINY_RUN, finish_run, kill_when, results_without_times, start_run
 
-
 pytestmark = pytest.mark.slow
 
 
