@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ Curves = dict[str, dict[int, float]]
 
 _AXES = {"sft": "sft/step", "trial": "trial/step", "evaluation": "iteration"}
 _BLOCK_BYTES = 32768
+_PATIENCE_SECONDS = 30.0
+"""W&B's own service writes the file, and may be at it for a moment after the run has ended."""
 _RECORD_HEADER = struct.Struct("<IHB")
 
 
@@ -51,6 +54,10 @@ def _events(folder: TrainFolder) -> dict[str, dict[int, float]]:
 def wandb_rows(folder: RunFolder) -> list[dict[str, Any]]:
     """The rows of the one offline run, each under its number `_step`, in the order of the file."""
     (path,) = folder.tracking.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while all(record.WhichOneof("record_type") != "exit" for record in wandb_records(path)):
+        assert time.monotonic() < deadline, f"{path}: has no end"
+        time.sleep(0.1)
     return [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         | {"_step": record.history.step.num}
@@ -85,6 +92,8 @@ def wandb_records(path: Path) -> Iterator[Any]:
             continue
         _, length, kind = _RECORD_HEADER.unpack_from(data, position)
         position += _RECORD_HEADER.size
+        if position + length > len(data):  # is being written
+            return
         record += data[position : position + length]
         position += length
         if kind in (1, 4):  # whole, or the last piece
