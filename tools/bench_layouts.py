@@ -17,18 +17,25 @@ import os
 import platform
 import random
 import re
-import resource
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench_training import LEARNING_RATE, SHAPES, WARM_UP_STEPS, make_model, make_pairs, mean_tokens, synchronize
+from bench_training import (
+    LEARNING_RATE,
+    SHAPES,
+    WARM_UP_STEPS,
+    make_model,
+    make_pairs,
+    mean_tokens,
+    peak_gib,
+    time_our_steps,
+)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "alone": {"share_prompts": False},
@@ -112,38 +119,12 @@ def measure(options: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
-    from irpo_nemo.training.batches import GlobalBatches, batch_options, examples_of_pairs
-    from irpo_nemo.training.parallel import data_parallel_rank, data_parallel_size, shutdown_parallel
-    from irpo_nemo.training.reference import reference_logprobs
-    from irpo_nemo.training.session import load_policy
+    from irpo_nemo.training.parallel import shutdown_parallel
 
     torch.set_num_threads(options.threads)
-    config = make_config(options)
     rows = make_pairs(options)[: options.batch * (options.steps + WARM_UP_STEPS)]
     random.Random(1).shuffle(rows)
-    pairs = [to_pair(number, row) for number, row in enumerate(rows)]
-    policy = load_policy(config, config.training, options.folder, num_examples=len(pairs))
-    references = reference_logprobs(policy, pairs, options.folder / "reference.parquet", model_hash="same")
-    policy.prepare_for_training()
-    batches = GlobalBatches(
-        examples_of_pairs(pairs, references),
-        global_batch_size=options.batch,
-        options=batch_options(config.training, config.parallel),
-        num_steps=options.steps + WARM_UP_STEPS,
-        seed=0,
-        rank=data_parallel_rank(),
-        ranks=data_parallel_size(),
-        order=config.training.order,
-    )
-    seconds = []
-    for step in range(options.steps + WARM_UP_STEPS):
-        batch = batches[step]
-        dist.barrier()
-        started = time.perf_counter()
-        policy.training_step(batch, step)
-        synchronize()
-        dist.barrier()
-        seconds.append(time.perf_counter() - started)
+    seconds, loss = time_our_steps(make_config(options), rows, options)
     peaks = [0.0] * dist.get_world_size()
     dist.all_gather_object(peaks, peak_gib())
     per_step = statistics.median(seconds[WARM_UP_STEPS:])
@@ -154,7 +135,7 @@ def measure(options: argparse.Namespace) -> None:
             "tokens_per_second": mean_tokens(rows, options) / per_step,
             "seconds_per_step": per_step,
             "peak_memory_gib": max(peaks),
-            "loss": policy.last_metrics["loss/total"],
+            "loss": loss,
         }
         (options.folder / "result.json").write_text(json.dumps(found))
     shutdown_parallel()
@@ -182,28 +163,6 @@ def make_config(options: argparse.Namespace) -> Any:
             context_parallel_size=sizes.get("cp", 1),
         ),
     )
-
-
-def to_pair(number: int, row: dict[str, Any]) -> Any:
-    from irpo_nemo.records import PreferencePair
-
-    return PreferencePair(
-        pair_id=str(number),
-        problem_id=str(row["problem"]),
-        prompt_token_ids=row["prompt"],
-        chosen_id=f"{row['problem']}/{row['chosen_index']}",
-        chosen_token_ids=row["chosen"],
-        rejected_id=f"{row['problem']}/{row['rejected_index']}",
-        rejected_token_ids=row["rejected"],
-    )
-
-
-def peak_gib() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def describe(found: dict[str, float]) -> str:

@@ -11,7 +11,6 @@ what the op needs beyond hidden states, weights and their gradients.
 
 import argparse
 import json
-import resource
 import shlex
 import statistics
 import subprocess
@@ -21,6 +20,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from bench_training import peak_gib
 
 REPEATS = 3
 
@@ -112,14 +113,6 @@ def timed(op: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
-
-
-def peak_gib() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -161,15 +161,11 @@ def measure_side(options: argparse.Namespace) -> dict[str, float]:
     seconds, num_tokens = measure(options)
     counted = seconds[WARM_UP_STEPS:]
     per_step = statistics.median(counted)
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "pairs_per_second": options.batch / per_step,
         "tokens_per_second": num_tokens / per_step,
         "seconds_per_step": per_step,
-        "peak_memory_gib": peak,
+        "peak_memory_gib": peak_gib(),
     }
 
 
@@ -179,10 +175,6 @@ def measure_ours(options: argparse.Namespace) -> tuple[list[float], float]:
     import torch.distributed as dist
 
     from irpo_nemo.config import IRPOConfig, OptimizerConfig, TrainingConfig
-    from irpo_nemo.records import PreferencePair
-    from irpo_nemo.training.batches import GlobalBatches, batch_options, examples_of_pairs
-    from irpo_nemo.training.reference import reference_logprobs
-    from irpo_nemo.training.session import load_policy
 
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo", store=dist.HashStore(), rank=0, world_size=1
@@ -190,18 +182,6 @@ def measure_ours(options: argparse.Namespace) -> tuple[list[float], float]:
     rows = make_pairs(options)[: options.batch * (options.steps + WARM_UP_STEPS)]
     if options.order == "shuffled":
         random.Random(1).shuffle(rows)
-    pairs = [
-        PreferencePair(
-            pair_id=str(number),
-            problem_id=str(row["problem"]),
-            prompt_token_ids=row["prompt"],
-            chosen_id=f"{row['problem']}/{row['chosen_index']}",
-            chosen_token_ids=row["chosen"],
-            rejected_id=f"{row['problem']}/{row['rejected_index']}",
-            rejected_token_ids=row["rejected"],
-        )
-        for number, row in enumerate(rows)
-    ]
     config = IRPOConfig(
         training=TrainingConfig(
             global_batch_size=options.batch,
@@ -211,6 +191,22 @@ def measure_ours(options: argparse.Namespace) -> tuple[list[float], float]:
             bf16=torch.cuda.is_available(),
         )
     )
+    seconds, _ = time_our_steps(config, rows, options)
+    return seconds, mean_tokens(rows, options)
+
+
+def time_our_steps(
+    config: Any, rows: list[dict[str, Any]], options: argparse.Namespace
+) -> tuple[list[float], float | None]:
+    """Train a step on each batch of `rows`, on every rank: its seconds, and the loss of the last one."""
+    import torch.distributed as dist
+
+    from irpo_nemo.training.batches import GlobalBatches, batch_options, examples_of_pairs
+    from irpo_nemo.training.parallel import data_parallel_rank, data_parallel_size
+    from irpo_nemo.training.reference import reference_logprobs
+    from irpo_nemo.training.session import load_policy
+
+    pairs = [to_pair(number, row) for number, row in enumerate(rows)]
     policy = load_policy(config, config.training, options.folder, num_examples=len(pairs))
     references = reference_logprobs(policy, pairs, options.folder / "reference.parquet", model_hash="same")
     policy.prepare_for_training()
@@ -220,17 +216,42 @@ def measure_ours(options: argparse.Namespace) -> tuple[list[float], float]:
         options=batch_options(config.training, config.parallel),
         num_steps=options.steps + WARM_UP_STEPS,
         seed=0,
-        rank=0,
-        ranks=1,
-        order=options.order,
+        rank=data_parallel_rank(),
+        ranks=data_parallel_size(),
+        order=config.training.order,
     )
     seconds = []
     for step in range(options.steps + WARM_UP_STEPS):
+        dist.barrier()
         started = time.perf_counter()
         policy.training_step(batches[step], step)
         synchronize()
+        dist.barrier()
         seconds.append(time.perf_counter() - started)
-    return seconds, mean_tokens(rows, options)
+    return seconds, policy.last_metrics["loss/total"]
+
+
+def to_pair(number: int, row: dict[str, Any]) -> Any:
+    from irpo_nemo.records import PreferencePair
+
+    return PreferencePair(
+        pair_id=str(number),
+        problem_id=str(row["problem"]),
+        prompt_token_ids=row["prompt"],
+        chosen_id=f"{row['problem']}/{row['chosen_index']}",
+        chosen_token_ids=row["chosen"],
+        rejected_id=f"{row['problem']}/{row['rejected_index']}",
+        rejected_token_ids=row["rejected"],
+    )
+
+
+def peak_gib() -> float:
+    """Most memory so far: allocated on a GPU, resident on a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure_theirs(options: argparse.Namespace) -> tuple[list[float], float]:

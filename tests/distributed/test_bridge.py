@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from irpo_nemo.config import ParallelConfig
 from irpo_nemo.errors import ModelError
-from tests.distributed.probes import gathered_logits
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_families_layouts import (
     LEARNING_RATE,
+    check_logits,
     check_round_trip,
     check_step,
+    in_every_layout,
     layout,
     random_tokens,
 )
-from tests.training.unheard_of import DOUBLE, SHAPE, change_config, make_llama, rename, write_unheard_of
+from tests.training.unheard_of import DOUBLE, change_config, make_llama, rename, write_unheard_of
 
 pytestmark = pytest.mark.slow
 
@@ -46,40 +46,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def in_every_layout(check: Callable[..., None], root: Path) -> None:
+def everywhere(check: Callable[..., None], root: Path) -> None:
     sys.path.insert(0, str(DOUBLE))
-    for sizes in LAYOUTS:
-        with layout(*sizes) as parallel:
-            for name in ("untied", "tied"):
-                try:
-                    check(root / name, parallel=parallel)
-                except Exception as error:
-                    raise AssertionError(f"{name} at {parallel}") from error
-
-
-def check_logits(folder: Path, *, parallel: ParallelConfig) -> None:
-    from irpo_nemo.training.gpt import build_gpt_model
-
-    chunks = build_gpt_model(folder, parallel=parallel, bf16=False)
-    logits = gathered_logits(chunks, random_tokens()[:, :-1], vocab_size=SHAPE["vocab_size"])
-    if logits is not None:
-        expected = load_file(folder.with_suffix(".logits"))["logits"]
-        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0.0)
+    in_every_layout(check, root, layouts=LAYOUTS, models=("untied", "tied"))
 
 
 def test_logits_equal_those_of_the_same_llama(models: Path) -> None:
-    run_on_ranks(partial(in_every_layout, check_logits, models), 2)
+    run_on_ranks(partial(everywhere, check_logits, models), 2)
 
 
 def test_import_then_export_is_bit_for_bit_equal(models: Path) -> None:
-    run_on_ranks(partial(in_every_layout, partial(check_round_trip, max_shard_gib=1e-5), models), 2)
+    run_on_ranks(partial(everywhere, partial(check_round_trip, max_shard_gib=1e-5), models), 2)
     (target,) = models.glob("untied_round_trip_1e-05_2_*")
     others = {path.name for path in target.iterdir() if path.suffix != ".safetensors"}
     assert others == {"config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json"}
 
 
 def test_a_step_of_training_equals_that_of_the_same_llama(models: Path) -> None:
-    run_on_ranks(partial(in_every_layout, check_step, models), 2)
+    run_on_ranks(partial(everywhere, check_step, models), 2)
 
 
 def refusal(folder: Path, sizes: tuple[int, int, int]) -> str | None:

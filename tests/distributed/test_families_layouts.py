@@ -4,7 +4,7 @@ transformers' own models are the independent implementation. A world of 4 ranks 
 the ranks that a layout leaves over are data parallel.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from irpo_nemo.config import ParallelConfig
+from irpo_nemo.model_shape import read_hf_config
 from tests.distributed.probes import gathered_logits, run_schedule
 from tests.distributed.ranks import leave_layout, run_on_ranks
 
@@ -129,21 +130,26 @@ def take_step(chunks: list[Any]) -> None:
             parameter.data -= LEARNING_RATE * parameter.main_grad
 
 
-def in_every_layout(check: Callable[..., None], root: Path) -> None:
-    for sizes in LAYOUTS:
+def in_every_layout(
+    check: Callable[..., None], root: Path, *, layouts: Sequence[tuple[int, int, int]], models: Iterable[str]
+) -> None:
+    for sizes in layouts:
         with layout(*sizes) as parallel:
-            for name in MODELS:
+            for name in models:
                 try:
                     check(root / name, parallel=parallel)
                 except Exception as error:
                     raise AssertionError(f"{name} at {parallel}") from error
 
 
+everywhere = partial(in_every_layout, layouts=LAYOUTS, models=tuple(MODELS))
+
+
 def check_logits(folder: Path, *, parallel: ParallelConfig) -> None:
     from irpo_nemo.training.gpt import build_gpt_model
 
     chunks = build_gpt_model(folder, parallel=parallel, bf16=False)
-    logits = gathered_logits(chunks, random_tokens()[:, :-1], vocab_size=SHAPE["vocab_size"])
+    logits = gathered_logits(chunks, random_tokens()[:, :-1], vocab_size=read_hf_config(folder)["vocab_size"])
     if logits is not None:
         expected = load_file(folder.with_suffix(".logits"))["logits"]
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0.0)
@@ -213,7 +219,7 @@ def load_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def test_logits_equal_transformers_in_every_layout(models: Path) -> None:
-    run_on_ranks(partial(in_every_layout, check_logits, models), 4)
+    run_on_ranks(partial(everywhere, check_logits, models), 4)
 
 
 def test_rope_frequencies_equal_transformers(models: Path) -> None:
@@ -229,7 +235,7 @@ def in_layout(check: Callable[..., None], root: Path, sizes: tuple[int, int, int
 @pytest.mark.parametrize("max_shard_gib", [1.0, 1e-5])
 def test_import_then_export_is_bit_for_bit_equal_in_every_layout(models: Path, max_shard_gib: float) -> None:
     check = partial(check_round_trip, max_shard_gib=max_shard_gib)
-    run_on_ranks(partial(in_every_layout, check, models), 4)
+    run_on_ranks(partial(everywhere, check, models), 4)
 
 
 def test_bf16_weights_survive_import_and_export(models: Path, tmp_path: Path) -> None:
@@ -237,16 +243,16 @@ def test_bf16_weights_survive_import_and_export(models: Path, tmp_path: Path) ->
 
     for name in MODELS:
         AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.bfloat16).save_pretrained(tmp_path / name)
-    run_on_ranks(partial(in_every_layout, check_bf16, tmp_path), 4)
+    run_on_ranks(partial(everywhere, check_bf16, tmp_path), 4)
 
 
 def test_a_step_of_training_equals_transformers_in_every_layout(models: Path) -> None:
-    run_on_ranks(partial(in_every_layout, check_step, models), 4)
+    run_on_ranks(partial(everywhere, check_step, models), 4)
 
 
 def test_sequence_parallel_changes_nothing(models: Path) -> None:
-    run_on_ranks(partial(in_every_layout, partial(check_step, sequence_parallel=True), models), 4)
+    run_on_ranks(partial(everywhere, partial(check_step, sequence_parallel=True), models), 4)
 
 
 def test_recomputing_activations_changes_nothing(models: Path) -> None:
-    run_on_ranks(partial(in_every_layout, partial(check_step, recompute_activations=True), models), 4)
+    run_on_ranks(partial(everywhere, partial(check_step, recompute_activations=True), models), 4)

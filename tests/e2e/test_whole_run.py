@@ -10,7 +10,11 @@ import pytest
 
 from irpo_nemo.artifacts import hash_file, read_records
 from irpo_nemo.records import PreferencePair
+from irpo_nemo.run_folder import RunFolder
 from tests.e2e.runs import TINY_RUN, finish_run, kill_when, results_without_times, start_run
+from tests.tracking.curves import assert_trackers_hold_what_tensorboard_holds
+
+TRACKERS = ("tracking.wandb.enabled=true", "tracking.wandb.mode=offline", "tracking.mlflow.enabled=true")
 
 pytestmark = pytest.mark.slow
 
@@ -81,11 +85,12 @@ def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(whole_run: Path,
     ]
     kills = 0
     for pattern, longest_delay in moments:
-        process = start_run(tmp_path, *TINY_RUN)
+        process = start_run(tmp_path, *TINY_RUN, *TRACKERS)
         kills += kill_when(process, appears(pattern), delay_seconds=random_delay.uniform(0, longest_delay))
-    finish_run(tmp_path, *TINY_RUN)
+    finish_run(tmp_path, *TINY_RUN, *TRACKERS)
 
     assert kills >= 12
     assert results_without_times(tmp_path) == results_without_times(whole_run)
     for path in ("m0/hf/model.safetensors", "iteration_00/pairs.parquet", "iteration_00/hf/model.safetensors"):
         assert hash_file(run / path) == hash_file(whole_run / "run" / path), path
+    assert_trackers_hold_what_tensorboard_holds(RunFolder(run))
