@@ -21,6 +21,9 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
+_FP8_MULTIPLE = 16
+"""Width of a matrix that Transformer Engine multiplies in FP8."""
+
 _VOCABULARY_MULTIPLE = 8
 """Rows per tensor-parallel rank come in multiples of this, which tensor cores ask for."""
 
@@ -34,13 +37,13 @@ class ModelSizes:
     num_attention_heads: int
     num_key_value_heads: int
     ffn_hidden_size: int
+    head_dim: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape(ModelSizes):
     """All that config.json tells about a decoder-only model."""
 
-    head_dim: int
     vocab_size: int
     """Tokens that exist, before padding."""
     max_position_embeddings: int
@@ -56,10 +59,8 @@ class ModelShape(ModelSizes):
     def from_hf_config(cls, hf_config: dict[str, Any]) -> "ModelShape":
         """Read the shape from a config.json that `read_hf_config` has checked."""
         rope_theta, rope_scaling = _read_rope(hf_config)
-        sizes = _read_sizes(hf_config)
         return cls(
-            **vars(sizes),
-            head_dim=hf_config.get("head_dim") or sizes.hidden_size // sizes.num_attention_heads,
+            **vars(_read_sizes(hf_config)),
             vocab_size=hf_config["vocab_size"],
             max_position_embeddings=hf_config.get("max_position_embeddings", 2048),
             rms_norm_eps=hf_config.get("rms_norm_eps", 1e-6),
@@ -77,6 +78,7 @@ def _read_sizes(hf_config: dict[str, Any]) -> ModelSizes:
         num_attention_heads=hf_config["num_attention_heads"],
         num_key_value_heads=hf_config.get("num_key_value_heads") or hf_config["num_attention_heads"],
         ffn_hidden_size=hf_config["intermediate_size"],
+        head_dim=hf_config.get("head_dim") or hf_config["hidden_size"] // hf_config["num_attention_heads"],
     )
 
 
@@ -150,7 +152,7 @@ def find_model_mistakes(config: IRPOConfig) -> Iterator[str]:
     """Yield what is wrong with the model folder, or with splitting the model as `parallel` asks."""
     if config.model.path is None:
         yield from _find_random_model_mistakes(config.model)
-        yield from find_layout_mistakes(_sizes_of_random_model(config.model), config.parallel, source="model")
+        yield from _find_size_mistakes(_sizes_of_random_model(config.model), config, source="model")
         return
     path = Path(config.model.path) / "config.json"
     try:
@@ -164,7 +166,15 @@ def find_model_mistakes(config: IRPOConfig) -> Iterator[str]:
     if mistakes:
         yield from (f"model.path: {mistake}" for mistake in mistakes)
         return
-    yield from find_layout_mistakes(_read_sizes(hf_config), config.parallel, source=str(path))
+    yield from _find_size_mistakes(_read_sizes(hf_config), config, source=str(path))
+
+
+def _find_size_mistakes(sizes: ModelSizes, config: IRPOConfig, *, source: str) -> Iterator[str]:
+    yield from find_layout_mistakes(sizes, config.parallel, source=source)
+    for section, training in (("sft", config.sft), ("training", config.training)):
+        if training.fp8 is not None:
+            mistakes = _find_fp8_mistakes(sizes, config.parallel.tensor_model_parallel_size, source=source)
+            yield from (f"{section}.fp8: {mistake}" for mistake in mistakes)
 
 
 def _sizes_of_random_model(model: ModelConfig) -> ModelSizes:
@@ -174,6 +184,7 @@ def _sizes_of_random_model(model: ModelConfig) -> ModelSizes:
         num_attention_heads=model.num_attention_heads,
         num_key_value_heads=model.num_key_value_heads,
         ffn_hidden_size=model.ffn_hidden_size,
+        head_dim=model.hidden_size // model.num_attention_heads,
     )
 
 
@@ -210,6 +221,19 @@ def find_layout_mistakes(sizes: ModelSizes, parallel: ParallelConfig, *, source:
             f"parallel.virtual_pipeline_model_parallel_size: is {virtual}, but must divide num_layers / "
             f"pipeline_model_parallel_size = {layers_of_a_stage} (from {source})"
         )
+
+
+def _find_fp8_mistakes(sizes: ModelSizes, tensor: int, *, source: str) -> Iterator[str]:
+    queries, keys = sizes.num_attention_heads * sizes.head_dim, sizes.num_key_value_heads * sizes.head_dim
+    widths = {
+        "hidden_size": sizes.hidden_size,
+        "ffn_hidden_size / tensor_model_parallel_size": sizes.ffn_hidden_size // tensor,
+        "width of queries / tensor_model_parallel_size": queries // tensor,
+        "width of queries, keys and values / tensor_model_parallel_size": (queries + 2 * keys) // tensor,
+    }
+    for name, width in widths.items():
+        if width % _FP8_MULTIPLE:
+            yield f"needs {name} as a multiple of {_FP8_MULTIPLE}, but it is {width} (from {source}); set fp8=null"
 
 
 def check_layout(sizes: ModelSizes, parallel: ParallelConfig, *, source: str) -> None:

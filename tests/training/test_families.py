@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from irpo_nemo.config import ParallelConfig
+from irpo_nemo.config import IRPOConfig, ModelConfig, ParallelConfig
 from irpo_nemo.errors import ArtifactError, ConfigError, ModelError
 from irpo_nemo.model_shape import (
     MODEL_TYPES,
     ModelShape,
     check_layout,
+    find_model_mistakes,
     padded_vocab_size,
     read_hf_config,
 )
@@ -321,3 +322,17 @@ def test_leftovers_of_an_interrupted_export_are_replaced(folder: Path) -> None:
     HFFolderWriter(target, source=folder, max_shard_gib=1.0).add(TENSORS)
     write_copy(folder, target)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["copy", "model"]
+
+
+def test_fp8_needs_widths_in_sixteens_on_every_rank() -> None:
+    """A rank of 2 has queries 16 wide, 48 with keys and values, and 24 feed-forward columns."""
+    sizes = ModelConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=4, ffn_hidden_size=48)
+    config = IRPOConfig(model=sizes, parallel=ParallelConfig(tensor_model_parallel_size=2))
+    assert list(find_model_mistakes(config)) == []
+    config.training.fp8 = "hybrid"
+    assert list(find_model_mistakes(config)) == [
+        "training.fp8: needs ffn_hidden_size / tensor_model_parallel_size as a multiple of 16, but it is 24 (from "
+        "model); set fp8=null"
+    ]
+    config.model.ffn_hidden_size = 64
+    assert list(find_model_mistakes(config)) == []
