@@ -131,7 +131,7 @@ def _count_candidates(folder: IterationFolder) -> dict[str, int] | None:
 
 
 def _collect_device_seconds(folder: IterationFolder) -> dict[str, dict[str, float]]:
-    """By stage that this run did itself: wall time x processor cores, and x GPUs, that the stage had for itself."""
+    """By stage that this run did itself: wall time x processor cores, and x GPUs, that its starts had."""
     return {stage: _device_seconds(manifest) for stage, manifest in _manifests(folder) if manifest.taken_from is None}
 
 
@@ -148,8 +148,9 @@ def _manifests(folder: IterationFolder) -> Iterator[tuple[str, Manifest]]:
 
 
 def _device_seconds(manifest: Manifest) -> dict[str, float]:
+    elsewhere = manifest.counts.get("device_seconds_elsewhere", {})
     devices = manifest.counts.get("devices", {})
-    return {name: number * manifest.seconds["total"] for name, number in devices.items()}
+    return {name: number * manifest.seconds["total"] + elsewhere.get(name, 0.0) for name, number in devices.items()}
 
 
 def _collect_tokens(folder: IterationFolder) -> dict[str, int]:

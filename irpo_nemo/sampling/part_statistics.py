@@ -6,15 +6,21 @@ part, so every part has one, whichever shard on whatever machine has drawn it. T
 
 import dataclasses
 import time
+import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from irpo_nemo.artifacts import list_parts, read_json, write_json
+from irpo_nemo.grading.pool import count_cores
 from irpo_nemo.records import Candidate, GradedCandidate
 from irpo_nemo.sampling.counts import SamplingCounts
+from irpo_nemo.sampling.gpus import list_gpus
 
 _RECENT_PARTS = 32
+
+_THIS_START = uuid.uuid4().hex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,10 @@ class PartStatistics:
     """Seconds since 1970, on the clock of the machine that drew it."""
     tokens_per_second: float
     problems_per_second: float
+    start: str = ""
+    """The process that drew it: a start of the stage, or of a shard."""
+    devices: dict[str, int] = field(default_factory=dict)
+    """Of the machine that drew it: processor cores and GPUs, as `cpu` and `gpu`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +75,8 @@ def write_statistics(
         finished_at=round(time.time(), 3),
         tokens_per_second=round(counts.tokens_per_second, 1),
         problems_per_second=round(counts.problems / seconds, 3),
+        start=_THIS_START,
+        devices={"cpu": count_cores(), "gpu": len(list_gpus())},
     )
     write_json(_path(folder, part), dataclasses.asdict(statistics))
 
@@ -95,6 +107,20 @@ def measure_speed(statistics: Iterable[PartStatistics]) -> Speed | None:
         completions_per_second=sum(part.completions + part.spared for part in recent) / seconds,
         tokens_per_second=sum(part.tokens for part in recent) / seconds,
     )
+
+
+def device_seconds_of_others(statistics: Iterable[PartStatistics]) -> dict[str, float]:
+    """By device, its time in all starts but this process: in shards, and in starts that were ended early."""
+    by_start = defaultdict(list)
+    for part in statistics:
+        if part.start != _THIS_START:
+            by_start[part.start].append(part)
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for parts in by_start.values():
+        covered = _cover((part.finished_at - part.seconds, part.finished_at) for part in parts)
+        for device, number in parts[0].devices.items():
+            seconds[device] += number * covered
+    return dict(seconds)
 
 
 def _cover(spans: Iterable[tuple[float, float]]) -> float:

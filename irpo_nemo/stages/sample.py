@@ -5,7 +5,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,6 +17,7 @@ from irpo_nemo.records import Problem, Verdict
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.sampling import Sampler, open_sampler
 from irpo_nemo.sampling.counts import SamplingCounts
+from irpo_nemo.sampling.part_statistics import PartStatistics, device_seconds_of_others, read_statistics
 from irpo_nemo.sampling.parts import WHOLE, Shard, sample_split
 from irpo_nemo.sampling.rounds import Judge
 from irpo_nemo.stages.frame import StageResult
@@ -31,7 +32,18 @@ _PROGRESS_SECONDS = 10.0
 def run(config: IRPOConfig, iteration: int | None) -> StageResult:
     """Sample every split of iteration t from M_t; finished parts, of whatever start or shard, are checked and kept."""
     counts, seconds, seeds_honoured = _sample(config, iteration, WHOLE)
-    return StageResult(counts={**_total(counts), "seeds_honoured": seeds_honoured}, seconds=seconds)
+    elsewhere = device_seconds_of_others(_statistics(config, iteration))
+    return StageResult(
+        counts={**_total(counts), "seeds_honoured": seeds_honoured, "device_seconds_elsewhere": elsewhere},
+        seconds=seconds,
+    )
+
+
+def _statistics(config: IRPOConfig, iteration: int | None) -> Iterator[PartStatistics]:
+    assert iteration is not None
+    folder = RunFolder(config.run_folder).iteration(iteration)
+    for split in splits_of(config, iteration):
+        yield from read_statistics(folder.sampling_statistics(split), folder.samples(split))
 
 
 def run_shard(config: IRPOConfig, iteration: int | None, shard: Shard) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,13 @@ from irpo_nemo.errors import ArtifactError, MachineError
 from irpo_nemo.records import Candidate
 from irpo_nemo.sampling import Completion, Sampler, SamplingRequest, open_sampler
 from irpo_nemo.sampling.counts import SamplingCounts
-from irpo_nemo.sampling.part_statistics import PartStatistics, Speed, measure_speed, read_statistics
+from irpo_nemo.sampling.part_statistics import (
+    PartStatistics,
+    Speed,
+    device_seconds_of_others,
+    measure_speed,
+    read_statistics,
+)
 from irpo_nemo.sampling.parts import WHOLE, Shard, sample_split
 from irpo_nemo.sampling.split_settings import Split, SplitSettings, derive_seed
 from irpo_nemo.tasks import load_task
@@ -335,6 +342,26 @@ def test_the_speed_is_that_of_all_shards_while_they_work() -> None:
     long_gone = [make_statistics(finished_at=1.0, seconds=1.0, tokens=9999)]
     assert measure_speed(long_gone + two_shards * 8) == measure_speed(two_shards * 8)
     assert measure_speed([]) is None
+
+
+def test_the_devices_of_other_starts_count_while_they_work() -> None:
+    """Start a draws two parts at once for 10 s on 4 cores and 2 GPUs, b one for 4 s on 3 cores."""
+
+    def drawn(start: str, finished_at: float, seconds: float, **devices: int) -> PartStatistics:
+        whole = make_statistics(finished_at=finished_at, seconds=seconds)
+        return dataclasses.replace(whole, start=start, devices=devices)
+
+    parts = [
+        drawn("a", 10.0, 10.0, cpu=4, gpu=2),
+        drawn("a", 10.0, 8.0, cpu=4, gpu=2),
+        drawn("b", 5.0, 4.0, cpu=3, gpu=0),
+    ]
+    assert device_seconds_of_others(parts) == {"cpu": 52.0, "gpu": 20.0}
+
+
+def test_the_devices_of_this_process_count_elsewhere_as_nothing(sample: Sample, tmp_path: Path) -> None:
+    sample(tmp_path / "train", statistics=tmp_path / "statistics")
+    assert device_seconds_of_others(read_statistics(tmp_path / "statistics", tmp_path / "train")) == {}
 
 
 def test_shards_draw_their_own_parts_and_together_all(sample: Sample, tmp_path: Path) -> None:

@@ -167,9 +167,14 @@ def test_twenty_kills_over_four_shards_cost_time_and_nothing_else(tmp_path: Path
         f"{p.problem_id}/{rest}" for p in task.test_problems() for rest in ("greedy/0", "sample/0", "sample/1")
     ]
     assert read(killed) == read(calm)
-    counts = read_manifest(RunFolder(killed.run_folder).iteration(0).manifest("sample"))
-    assert counts is not None
-    assert counts.counts["splits"]["train"]["completions_resumed"] == 160
+    killed_one, calm_one = (
+        read_manifest(RunFolder(run.run_folder).iteration(0).manifest("sample")) for run in (killed, calm)
+    )
+    assert killed_one is not None
+    assert calm_one is not None
+    assert killed_one.counts["splits"]["train"]["completions_resumed"] == 160
+    assert killed_one.counts["device_seconds_elsewhere"]["cpu"] > 0
+    assert calm_one.counts["device_seconds_elsewhere"] == {}
 
 
 def run_killer(config: IRPOConfig, folder: Path, *, num_kills: int) -> dict[str, Sequence[int]]:
