@@ -29,7 +29,11 @@ def test_every_run_has_the_quickstarts_problems_and_sampling(runs: dict[str, IRP
     for name, config in runs.items():
         assert (config.run_root, config.name, config.reuse_from, config.seed) == ("t/seed_3", name, ["t/seed_3"], 3)
         assert config.evaluation.num_samples == 32
-        assert (config.training, config.sampling, config.model.num_layers) == (base.training, base.sampling, 4)
+        assert (config.sampling, config.model.num_layers) == (base.sampling, 4)
+        rate = config.training.optimizer.learning_rate
+        assert rate == pytest.approx(5e-6 * (12 if name.endswith("_fast") else 1))
+        optimizer = dataclasses.replace(base.training.optimizer, learning_rate=rate)
+        assert config.training == dataclasses.replace(base.training, optimizer=optimizer)
         mixed = dataclasses.replace(config.task.arithmetic, demonstrations="mixed")
         assert mixed == base.task.arithmetic
 
@@ -51,6 +55,8 @@ def test_losses_and_lengths_are_those_of_the_papers_rows(runs: dict[str, IRPOCon
         "beta_0.05": (LossConfig(beta=0.05), 1),
         "beta_0.5": (LossConfig(beta=0.5), 1),
         "beta_1": (LossConfig(beta=1.0), 1),
+        "irpo_fast": (irpo, 1),
+        "dpo_fast": (dpo, 1),
     }
     assert (irpo.beta, irpo.nll_weight) == (0.1, 1.0)
 
