@@ -112,11 +112,11 @@ def _first_and_last(metrics: list[dict[str, Any]]) -> dict[str, dict[str, float]
 
 
 def _collect_seconds(folder: IterationFolder) -> dict[str, float]:
-    """Wall time by stage; training by its parts. Of the last attempt where a stage was interrupted."""
+    """Wall time by stage; training by its parts. Of all starts for sampling, else of the last one."""
     seconds = {}
     for stage in _PLAIN_STAGES:
         if manifest := read_manifest(folder.manifest(stage)):
-            seconds[stage] = manifest.seconds["total"]
+            seconds[stage] = manifest.seconds["total"] + _seconds_elsewhere(manifest, "wall")
     if manifest := read_manifest(folder.manifest("train")):
         seconds |= {part: value for part, value in manifest.seconds.items() if part != "total"}
         seconds["train_stage"] = manifest.seconds["total"]
@@ -148,9 +148,14 @@ def _manifests(folder: IterationFolder) -> Iterator[tuple[str, Manifest]]:
 
 
 def _device_seconds(manifest: Manifest) -> dict[str, float]:
-    elsewhere = manifest.counts.get("device_seconds_elsewhere", {})
     devices = manifest.counts.get("devices", {})
-    return {name: number * manifest.seconds["total"] + elsewhere.get(name, 0.0) for name, number in devices.items()}
+    seconds = manifest.seconds["total"]
+    return {name: number * seconds + _seconds_elsewhere(manifest, name) for name, number in devices.items()}
+
+
+def _seconds_elsewhere(manifest: Manifest, name: str) -> float:
+    """What shards and starts that were ended early have added: `wall`, or a device."""
+    return float(manifest.counts.get("seconds_elsewhere", {}).get(name, 0.0))
 
 
 def _collect_tokens(folder: IterationFolder) -> dict[str, int]:

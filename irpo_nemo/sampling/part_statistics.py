@@ -100,7 +100,7 @@ def read_statistics(folder: Path, parts: Path) -> list[PartStatistics]:
 def measure_speed(statistics: Iterable[PartStatistics]) -> Speed | None:
     """The speed over the parts that were finished last; times at which nobody worked on them do not count."""
     recent = sorted(statistics, key=lambda part: part.finished_at)[-_RECENT_PARTS:]
-    seconds = _cover((part.finished_at - part.seconds, part.finished_at) for part in recent)
+    seconds = _working_seconds(recent)
     if not seconds:
         return None
     return Speed(
@@ -109,18 +109,27 @@ def measure_speed(statistics: Iterable[PartStatistics]) -> Speed | None:
     )
 
 
-def device_seconds_of_others(statistics: Iterable[PartStatistics]) -> dict[str, float]:
-    """By device, its time in all starts but this process: in shards, and in starts that were ended early."""
+def time_of_others(statistics: Iterable[PartStatistics]) -> dict[str, float]:
+    """Seconds in which starts other than this process drew: shards, and starts that were ended early.
+
+    Returns:
+        `wall`: while at least one of them drew. `cpu`, `gpu`: of each device that they had; empty when there were none.
+    """
+    others = [part for part in statistics if part.start != _THIS_START]
+    if not others:
+        return {}
     by_start = defaultdict(list)
-    for part in statistics:
-        if part.start != _THIS_START:
-            by_start[part.start].append(part)
-    seconds: defaultdict[str, float] = defaultdict(float)
+    for part in others:
+        by_start[part.start].append(part)
+    seconds = defaultdict(float, wall=_working_seconds(others))
     for parts in by_start.values():
-        covered = _cover((part.finished_at - part.seconds, part.finished_at) for part in parts)
         for device, number in parts[0].devices.items():
-            seconds[device] += number * covered
+            seconds[device] += number * _working_seconds(parts)
     return dict(seconds)
+
+
+def _working_seconds(parts: Iterable[PartStatistics]) -> float:
+    return _cover((part.finished_at - part.seconds, part.finished_at) for part in parts)
 
 
 def _cover(spans: Iterable[tuple[float, float]]) -> float:

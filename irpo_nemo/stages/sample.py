@@ -17,7 +17,7 @@ from irpo_nemo.records import Problem, Verdict
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.sampling import Sampler, open_sampler
 from irpo_nemo.sampling.counts import SamplingCounts
-from irpo_nemo.sampling.part_statistics import PartStatistics, device_seconds_of_others, read_statistics
+from irpo_nemo.sampling.part_statistics import PartStatistics, read_statistics, time_of_others
 from irpo_nemo.sampling.parts import WHOLE, Shard, sample_split
 from irpo_nemo.sampling.rounds import Judge
 from irpo_nemo.stages.frame import StageResult
@@ -32,10 +32,9 @@ _PROGRESS_SECONDS = 10.0
 def run(config: IRPOConfig, iteration: int | None) -> StageResult:
     """Sample every split of iteration t from M_t; finished parts, of whatever start or shard, are checked and kept."""
     counts, seconds, seeds_honoured = _sample(config, iteration, WHOLE)
-    elsewhere = device_seconds_of_others(_statistics(config, iteration))
+    elsewhere = time_of_others(_statistics(config, iteration))
     return StageResult(
-        counts={**_total(counts), "seeds_honoured": seeds_honoured, "device_seconds_elsewhere": elsewhere},
-        seconds=seconds,
+        counts={**_total(counts), "seeds_honoured": seeds_honoured, "seconds_elsewhere": elsewhere}, seconds=seconds
     )
 
 

@@ -85,10 +85,11 @@ def test_tokens_and_device_time_are_those_of_this_run(run: RunFolder, config: IR
     path = run.iteration(0).manifest("sample")
     manifest = read_manifest(path)
     assert manifest is not None
-    drawn_in_shards = manifest.counts | {"device_seconds_elsewhere": {"cpu": 50.0}}
+    drawn_in_shards = manifest.counts | {"seconds_elsewhere": {"wall": 25.0, "cpu": 50.0}}
     write_manifest(path, dataclasses.replace(manifest, counts=drawn_in_shards))
-    again = collect_results(run, config)["iterations"][0]["cost"]["seconds"]["sample"]
-    assert again == {"cpu": first["cost"]["seconds"]["sample"]["cpu"] + 50.0, "gpu": 0.0}
+    again = collect_results(run, config)["iterations"][0]
+    assert again["seconds"]["sample"] == first["seconds"]["sample"] + 25.0
+    assert again["cost"]["seconds"]["sample"] == {"cpu": first["cost"]["seconds"]["sample"]["cpu"] + 50.0, "gpu": 0.0}
     write_manifest(path, dataclasses.replace(manifest, taken_from="runs/other"))
     write_report(run, config)
     first = read_results(run)["iterations"][0]

@@ -13,9 +13,9 @@ from irpo_nemo.sampling.counts import SamplingCounts
 from irpo_nemo.sampling.part_statistics import (
     PartStatistics,
     Speed,
-    device_seconds_of_others,
     measure_speed,
     read_statistics,
+    time_of_others,
 )
 from irpo_nemo.sampling.parts import WHOLE, Shard, sample_split
 from irpo_nemo.sampling.split_settings import Split, SplitSettings, derive_seed
@@ -356,12 +356,12 @@ def test_the_devices_of_other_starts_count_while_they_work() -> None:
         drawn("a", 10.0, 8.0, cpu=4, gpu=2),
         drawn("b", 5.0, 4.0, cpu=3, gpu=0),
     ]
-    assert device_seconds_of_others(parts) == {"cpu": 52.0, "gpu": 20.0}
+    assert time_of_others(parts) == {"wall": 10.0, "cpu": 52.0, "gpu": 20.0}
 
 
 def test_the_devices_of_this_process_count_elsewhere_as_nothing(sample: Sample, tmp_path: Path) -> None:
     sample(tmp_path / "train", statistics=tmp_path / "statistics")
-    assert device_seconds_of_others(read_statistics(tmp_path / "statistics", tmp_path / "train")) == {}
+    assert time_of_others(read_statistics(tmp_path / "statistics", tmp_path / "train")) == {}
 
 
 def test_shards_draw_their_own_parts_and_together_all(sample: Sample, tmp_path: Path) -> None:

@@ -173,8 +173,8 @@ def test_twenty_kills_over_four_shards_cost_time_and_nothing_else(tmp_path: Path
     assert killed_one is not None
     assert calm_one is not None
     assert killed_one.counts["splits"]["train"]["completions_resumed"] == 160
-    assert killed_one.counts["device_seconds_elsewhere"]["cpu"] > 0
-    assert calm_one.counts["device_seconds_elsewhere"] == {}
+    assert killed_one.counts["seconds_elsewhere"]["cpu"] > 0
+    assert calm_one.counts["seconds_elsewhere"] == {}
 
 
 def run_killer(config: IRPOConfig, folder: Path, *, num_kills: int) -> dict[str, Sequence[int]]:
