@@ -19,24 +19,14 @@ from irpo_nemo.config import ParallelConfig
 from irpo_nemo.model_shape import read_hf_config
 from tests.distributed.probes import gathered_logits, run_schedule
 from tests.distributed.ranks import leave_layout, run_on_ranks
+from tests.training import tiny
 
 pytestmark = pytest.mark.slow
 
 LAYOUTS = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 1), (2, 2, 2)]
 """Tensor x pipeline parallel sizes, and virtual stages of a pipeline rank."""
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 45,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 6,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "initializer_range": 0.2,
-}
+SHAPE = tiny.SHAPE | {"max_position_embeddings": 64, "initializer_range": 0.2}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,

@@ -22,20 +22,9 @@ from irpo_nemo.model_shape import (
 )
 from irpo_nemo.training.families import Piece, find_family, llama
 from irpo_nemo.training.families.hf_folder import HFFolderWriter, HFWeights
+from tests.training import tiny
 
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 6,
-    "vocab_size": 45,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}
+LLAMA = tiny.SHAPE | {"model_type": "llama", "max_position_embeddings": 64, "tie_word_embeddings": False}
 KNOWN = "llama, mistral, qwen2, qwen3"
 LLAMA3_SCALING = {
     "rope_type": "llama3",

@@ -8,19 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.training import tiny
+
 DOUBLE = Path(__file__).with_name("double")
-SHAPE: dict[str, Any] = {
-    "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 6,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "initializer_range": 0.2,
-}
+SHAPE = tiny.SHAPE | {"vocab_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2}
 _NAMES = {
     "model.embed_tokens": "words",
     "model.norm": "norm",
