@@ -24,8 +24,9 @@ def runs(plan: TablePlan) -> dict[str, IRPOConfig]:
     return {run: plan.load(run, 3) for run in plan.layout.runs}
 
 
-def test_every_run_has_the_quickstarts_problems_and_sampling(runs: dict[str, IRPOConfig]) -> None:
-    base = load_config("quickstart", ["seed=3", "training.max_steps=7"])
+def test_every_run_has_the_same_problems_and_sampling(runs: dict[str, IRPOConfig]) -> None:
+    base = load_config("quickstart", ["seed=3", "training.max_steps=7", "sampling.max_new_tokens=96"])
+    stories = dataclasses.replace(base.task.arithmetic, max_operations=8, terse_share=0.5)
     for name, config in runs.items():
         assert (config.run_root, config.name, config.reuse_from, config.seed) == ("t/seed_3", name, ["t/seed_3"], 3)
         assert config.evaluation.num_samples == 32
@@ -35,7 +36,7 @@ def test_every_run_has_the_quickstarts_problems_and_sampling(runs: dict[str, IRP
         optimizer = dataclasses.replace(base.training.optimizer, learning_rate=rate)
         assert config.training == dataclasses.replace(base.training, optimizer=optimizer)
         mixed = dataclasses.replace(config.task.arithmetic, demonstrations="mixed")
-        assert mixed == base.task.arithmetic
+        assert mixed == stories
 
 
 def test_losses_and_lengths_are_those_of_the_papers_rows(runs: dict[str, IRPOConfig]) -> None:
@@ -57,6 +58,7 @@ def test_losses_and_lengths_are_those_of_the_papers_rows(runs: dict[str, IRPOCon
         "beta_1": (LossConfig(beta=1.0), 1),
         "irpo_fast": (irpo, 1),
         "dpo_fast": (dpo, 1),
+        "sft_on_chosen_fast": (sft, 1),
     }
     assert (irpo.beta, irpo.nll_weight) == (0.1, 1.0)
 
