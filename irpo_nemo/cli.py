@@ -29,7 +29,7 @@ Number = TypeVar("Number", int, float)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that `arguments` (or the command line) names; return the exit code."""
-    parsed = _make_parser().parse_args(arguments)
+    parsed = _parse(arguments)
     _log_our_lines()
     command: Callable[[argparse.Namespace], None] = parsed.command
     try:
@@ -51,6 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         send_failure(bug)
         raise
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _make_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    # Before Python 3.12.8 argparse takes no overrides that come after an option.
+    if any(argument.startswith("-") for argument in rest) or (rest and "overrides" not in parsed):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
 
 
 def _log_our_lines() -> None:

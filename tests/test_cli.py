@@ -109,7 +109,18 @@ def test_mistakes_are_one_line_each_and_exit_code_2(command: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("arguments", [["stage", "train", "quickstart", "iteration=x"], ["walk"], []])
+def test_overrides_may_stand_on_both_sides_of_an_option() -> None:
+    done = irpo("table", "paper", "training.max_steps=7", "--plan", "seeds=4")
+    assert done.returncode == 0, done.stderr
+    runs = done.stdout.splitlines()[:-1]
+    assert runs
+    assert all("training.max_steps=7" in run and run.endswith("seed=4") for run in runs)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["stage", "train", "quickstart", "iteration=x"], ["walk"], [], ["status", "a", "b"], ["plan", "a", "--b"]],
+)
 def test_unusable_arguments_are_exit_code_2(arguments: list[str]) -> None:
     done = irpo(*arguments)
     assert done.returncode == 2
