@@ -1,12 +1,14 @@
 """The numbers of a table, read from the folders of its runs: accuracies by row and seed, curves, and what was done."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from irpo_nemo.artifacts import read_json, read_manifest
-from irpo_nemo.metrics import Interval
+from irpo_nemo.artifacts import read_manifest, read_parts
+from irpo_nemo.metrics import Interval, majority_is_correct, wilson_interval
+from irpo_nemo.pipeline import EVALUATION_SPLIT
+from irpo_nemo.records import GradedCandidate
 from irpo_nemo.reporting.results import read_metrics
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.table.layout import Row
@@ -16,11 +18,20 @@ from irpo_nemo.table.layout import Row
 class Measurement:
     """One accuracy of one seed."""
 
-    accuracy: float
-    interval: Interval
-    """Wilson's 95 % interval over the problems."""
+    is_correct: Mapping[str, bool]
+    """By problem."""
     num_votes: int | None
     """Samples that vote, of a majority vote."""
+
+    @property
+    def accuracy(self) -> float:
+        """The share of problems that are correct."""
+        return sum(self.is_correct.values()) / len(self.is_correct)
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's 95 % interval over the problems."""
+        return wilson_interval(sum(self.is_correct.values()), len(self.is_correct))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +71,18 @@ def measure(run: RunFolder, row: Row) -> Measurement | None:
     folder = run.iteration(row.iteration)
     if read_manifest(folder.manifest("grade")) is None:
         return None
-    evaluation: dict[str, Any] = read_json(folder.evaluation)
-    found = evaluation["majority_vote"] if row.decoding == "majority" else evaluation
-    if found is None:
+    grades = read_parts(folder.graded(EVALUATION_SPLIT), GradedCandidate)
+    if row.decoding == "greedy":
+        is_correct = {grade.problem_id: grade.verdict == "correct" for grade in grades if grade.kind == "greedy"}
+        return Measurement(is_correct=is_correct, num_votes=None)
+    samples: dict[str, list[GradedCandidate]] = defaultdict(list)
+    for grade in grades:
+        if grade.kind == "sample":
+            samples[grade.problem_id].append(grade)
+    if not samples:
         return None
-    low, high = found["accuracy_ci95"]
-    return Measurement(accuracy=found["accuracy"], interval=(low, high), num_votes=found.get("k"))
+    votes = {problem_id: majority_is_correct(group) for problem_id, group in samples.items()}
+    return Measurement(is_correct=votes, num_votes=max(map(len, samples.values())))
 
 
 def read_curve(run: RunFolder, side: str) -> Curve | None:

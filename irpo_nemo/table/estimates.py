@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from irpo_nemo.metrics import Z_95, Interval
+from irpo_nemo.metrics import Z_95, Interval, wilson_interval
 
 _T_95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -41,8 +41,32 @@ def estimate_mean(values: Sequence[float]) -> Estimate:
     return Estimate(mean=mean, interval=(mean - half, mean + half))
 
 
-def estimate_difference(first: float, first_interval: Interval, second: float, second_interval: Interval) -> Estimate:
-    """Difference of two independent proportions with their Wilson intervals (Newcombe 1998, method 10)."""
-    low = math.hypot(first - first_interval[0], second_interval[1] - second)
-    high = math.hypot(first_interval[1] - first, second - second_interval[0])
-    return Estimate(mean=first - second, interval=(first - second - low, first - second + high))
+def estimate_difference(*, both: int, first: int, second: int, neither: int) -> Estimate:
+    """How much more often the first of two models is correct than the second, on the same problems.
+
+    Newcombe's interval for paired data: Wilson's of each proportion, and their correlation (Stat. Med. 17, 2635 to
+    2650, 1998; method 10).
+
+    Args:
+        both: Problems that both solve.
+        first: Problems that the first alone solves.
+        second: Problems that the second alone solves.
+        neither: Problems that no one solves.
+    """
+    total = both + first + second + neither
+    rates = ((both + first) / total, (both + second) / total)
+    intervals = (wilson_interval(both + first, total), wilson_interval(both + second, total))
+    below = [rate - low for rate, (low, _) in zip(rates, intervals, strict=True)]
+    above = [high - rate for rate, (_, high) in zip(rates, intervals, strict=True)]
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    cross = both * neither - first * second
+    corrected = min(cross, max(0.0, cross - total / 2))
+    correlation = corrected / math.sqrt(margins) if margins else 0.0
+    low = _combine(below[0], above[1], correlation)
+    high = _combine(above[0], below[1], correlation)
+    difference = rates[0] - rates[1]
+    return Estimate(mean=difference, interval=(difference - low, difference + high))
+
+
+def _combine(one: float, other: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))

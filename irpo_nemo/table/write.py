@@ -8,7 +8,6 @@ from typing import Any
 
 from irpo_nemo.artifacts import write_json, write_text
 from irpo_nemo.launch.display import print_table
-from irpo_nemo.table.claims import Finding
 from irpo_nemo.table.collect import Curve
 from irpo_nemo.table.layout import SIDES
 from irpo_nemo.table.result import RowResult, TableResult
@@ -22,7 +21,7 @@ def print_result(result: TableResult) -> None:
     """Rows, claims, shared work and what is missing, on the terminal."""
     print_table(_COLUMNS, [_cells_of(row) for row in result.rows], title=_title(result))
     print()
-    findings = [(_verdict(finding), finding.says, finding.numbers) for finding in result.findings]
+    findings = [(finding.verdict, finding.says, finding.numbers) for finding in result.findings]
     if findings:
         print_table(("", "claim", "numbers"), findings, title="What it shows")
         print()
@@ -84,10 +83,6 @@ def _cells_of(row: RowResult) -> tuple[str, str, str, str, str]:
     )
 
 
-def _verdict(finding: Finding) -> str:
-    return {True: "shown", False: "not shown", None: "missing"}[finding.is_shown]
-
-
 def _describe_sharing(result: TableResult) -> Iterator[str]:
     """What was taken over, a line for each run and origin; then the time it spared."""
     by_run: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -118,7 +113,7 @@ def _as_markdown(result: TableResult) -> str:
     lines += _markdown_table(_COLUMNS, [_cells_of(row) for row in result.rows])
     if result.findings:
         lines += ["", "What it shows:", ""]
-        lines += [f"- **{_verdict(f)}**: {f.says} ({f.numbers})" for f in result.findings]
+        lines += [f"- **{f.verdict}**: {f.says} ({f.numbers})" for f in result.findings]
     lines += ["", *(f"- {line}" for line in [*_describe_sharing(result), *_describe_gaps(result)])]
     return "\n".join(lines) + "\n"
 
@@ -150,7 +145,7 @@ def _as_json(result: TableResult) -> dict[str, Any]:
             }
             for row in result.rows
         ],
-        "claims": [{"says": f.says, "shown": f.is_shown, "numbers": f.numbers} for f in result.findings],
+        "claims": [{"says": f.says, "verdict": f.verdict, "numbers": f.numbers} for f in result.findings],
         "curves": {
             run: {side: [list(_smooth(curve)) for curve in curves] for side, curves in sides.items()}
             for run, sides in result.curves.items()

@@ -1,6 +1,8 @@
+import random
+from collections import Counter
+
 import pytest
 
-from irpo_nemo.metrics import wilson_interval
 from irpo_nemo.table.estimates import Estimate, estimate_difference, estimate_mean
 
 
@@ -18,13 +20,39 @@ def test_many_values_take_the_normal_quantile() -> None:
     assert estimate_mean(values).interval == pytest.approx((0.5 - half, 0.5 + half))
 
 
-def test_the_difference_of_proportions_is_newcombes() -> None:
-    """His example (a): 56 of 70 against 48 of 80 gives 0.2 with 0.0524 to 0.3339 (method 10, 1998)."""
-    first, second = wilson_interval(56, 70), wilson_interval(48, 80)
-    estimate = estimate_difference(56 / 70, first, 48 / 80, second)
-    assert estimate.mean == pytest.approx(0.2)
-    assert estimate.interval == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    assert estimate.is_positive
+def test_the_difference_on_the_same_problems_is_newcombes() -> None:
+    """The worked example of Altman et al., Statistics with Confidence (2000), table 6.2: 0.12 with 0.01 to 0.23."""
+    estimate = estimate_difference(both=14, first=5, second=0, neither=22)
+    assert estimate.mean == pytest.approx(5 / 41)
+    assert estimate.interval == pytest.approx((0.011, 0.226), abs=5e-4)
+    swapped = estimate_difference(both=14, first=0, second=5, neither=22)
+    assert swapped.interval == pytest.approx(tuple(-bound for bound in reversed(estimate.interval)))
+
+
+def test_models_that_solve_the_same_problems_differ_by_little() -> None:
+    """Of 400: 12 more, and none fewer, is a clear gain; 112 more and 100 fewer is none, though as large."""
+    assert estimate_difference(both=374, first=12, second=0, neither=14).is_positive
+    assert not estimate_difference(both=174, first=112, second=100, neither=14).is_positive
+
+
+@pytest.mark.parametrize("counts", [(400, 0, 0, 0), (0, 0, 0, 400), (0, 400, 0, 0)])
+def test_a_difference_without_spread_has_an_interval(counts: tuple[int, int, int, int]) -> None:
+    both, first, second, neither = counts
+    estimate = estimate_difference(both=both, first=first, second=second, neither=neither)
+    assert estimate.interval[0] < estimate.mean
+    assert estimate.interval[1] - estimate.interval[0] < 0.03
+
+
+def test_the_interval_holds_the_truth_95_times_in_100() -> None:
+    """2,000 draws of 200 problems, of which the models solve 0.8 and 0.7, with 0.66 in common."""
+    generator = random.Random(0)
+    chances = {"both": 0.66, "first": 0.14, "second": 0.04, "neither": 0.16}
+    hits = 0
+    for _ in range(2000):
+        draws = Counter(generator.choices(list(chances), list(chances.values()), k=200))
+        low, high = estimate_difference(**{name: draws[name] for name in chances}).interval
+        hits += low <= 0.1 <= high
+    assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
 
 def test_an_interval_around_0_has_no_sign() -> None:

@@ -1,12 +1,14 @@
 """The table, from results made by hand."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from irpo_nemo.artifacts import Manifest, read_json, write_json, write_manifest
+from irpo_nemo.artifacts import Manifest, part_path, read_json, write_manifest, write_records
 from irpo_nemo.metrics import wilson_interval
+from irpo_nemo.records import GradedCandidate
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.table.claims import Finding
 from irpo_nemo.table.command import make_plan, show
@@ -54,20 +56,35 @@ def finish(folder: RunFolder, stage: str, iteration: int, *, taken_from: str | N
 def write_accuracy(
     folder: RunFolder, iteration: int, correct: int, votes: int, *, taken_from: str | None = None
 ) -> None:
-    """Of 100 problems."""
-    vote = {"k": 8, "accuracy": votes / 100, "accuracy_ci95": wilson_interval(votes, 100)}
-    evaluation = {"accuracy": correct / 100, "accuracy_ci95": wilson_interval(correct, 100), "majority_vote": vote}
-    write_json(folder.iteration(iteration).evaluation, evaluation)
+    """Of 100 problems, the easiest ones; and of a vote of 8 on each."""
+    grades = [
+        GradedCandidate(
+            candidate_id=f"{problem}/{kind}/{index}",
+            problem_id=str(problem),
+            kind=kind,
+            index=index,
+            gold_answer="4",
+            answer="4",
+            verdict="correct" if problem < solved else "wrong",
+            layer="numeric",
+            answer_class=0 if kind == "sample" else None,
+        )
+        for problem in range(100)
+        for kind, solved, count in (("greedy", correct, 1), ("sample", votes, 8))
+        for index in range(count)
+    ]
+    write_records(part_path(folder.iteration(iteration).graded("test"), 0), grades, GradedCandidate)
     finish(folder, "grade", iteration, taken_from=taken_from)
 
 
 def write_training(folder: RunFolder, *, chosen: float, rejected: float) -> None:
-    """Ten steps at beta 0.1; in the last, log-probs have moved so far from the reference's -20 and -30."""
+    """20 steps at beta 0.1; in the last two, log-probs have moved so far, give or take 0.1, from -20 and -30."""
     folder.config.parent.mkdir(parents=True, exist_ok=True)
     folder.config.write_text("loss: {beta: 0.1}\n")
     lines = []
-    for step in range(10):
-        moved = {"chosen": chosen * step / 9, "rejected": rejected * step / 9}
+    for step in range(20):
+        share, noise = min(1, step / 18), 0.1 * (-1) ** step
+        moved = {"chosen": chosen * share + noise, "rejected": rejected * share + noise}
         line = {f"reward/{side}": 0.1 * change for side, change in moved.items()}
         line |= {"logprob/chosen": -20 + moved["chosen"], "logprob/rejected": -30 + moved["rejected"]}
         lines.append(json.dumps(line) + "\n")
@@ -130,39 +147,54 @@ def test_a_claim_is_shown_when_its_interval_lies_beyond_0(result: TableResult) -
     over_m0, over_dpo, *_ = result.findings
     assert over_m0 == Finding(
         says="IRPO beats M_0",
-        is_shown=True,
+        verdict="shown",
         numbers="+42.0 points (95% interval +37.0 to +47.0); by seed +40.0, +42.0, +44.0; "
         "beyond its own interval in 3 of 3",
     )
     assert over_dpo == Finding(
         says="IRPO beats DPO",
-        is_shown=False,
-        numbers="+2.0 points (95% interval -99.6 to +103.6); by seed +10.0, -6.0; beyond its own interval in 0 of 2",
+        verdict="not shown",
+        numbers="+2.0 points (95% interval -99.6 to +103.6); by seed +10.0, -6.0; beyond its own interval in 1 of 2",
     )
+
+
+@pytest.mark.parametrize(
+    ("worse", "verdict"),
+    [((20, 22, 24), "shown"), ((5, 30, 50), "shown in every seed"), ((5, 30, 67), "not shown")],
+)
+def test_seeds_that_agree_in_direction_alone_say_so(plan: TablePlan, worse: Sequence[int], verdict: str) -> None:
+    """Student's interval of 55, 34 and 18 points reaches below 0, each seed's own does not; of 1 point it does."""
+    for seed, correct in enumerate(worse):
+        write_accuracy(RunFolder(plan.folder_of(seed) / "irpo"), 0, correct, 90)
+    assert collect_table(plan, {}).findings[0].verdict == verdict
 
 
 def test_gains_are_compared_over_the_seeds_that_have_all_of_them(result: TableResult) -> None:
     assert result.findings[2] == Finding(
-        says="less each time", is_shown=True, numbers="gains +41.0, +9.0 points, means of 2 seeds"
+        says="less each time", verdict="shown", numbers="gains +41.0, +9.0 points, means of 2 seeds"
     )
 
 
 def test_curves_are_judged_by_what_training_moved(result: TableResult) -> None:
-    """The last step's change is -4 and -5 for chosen, -9 twice for rejected."""
+    """The last tenth moved chosen by -4 and -5 (t(1) = 12.706, but each seed's two steps agree), rejected by -9."""
     falls, rises = result.findings[3:]
-    assert falls.numbers == "-4.50 nats a completion (95% interval -10.85 to +1.85); by seed -4.00, -5.00"
-    assert falls.is_shown is False
-    assert rises.is_shown is False
+    assert falls == Finding(
+        says="chosen falls",
+        verdict="shown in every seed",
+        numbers="-4.50 nats a completion (95% interval -10.85 to +1.85); by seed -4.00, -5.00; "
+        "beyond its own interval in 2 of 2",
+    )
+    assert rises.verdict == "not shown"
     assert rises.numbers.startswith("-9.00 nats")
     (first, _) = result.curves["dpo"]["chosen"]
     assert first.level == pytest.approx(-20.0)
-    assert first.changes[-1] == pytest.approx(-4.0)
+    assert first.last_changes == pytest.approx([-3.9, -4.1])
 
 
 def test_a_claim_without_numbers_is_missing(tmp_path: Path, plan: TablePlan) -> None:
     empty = TablePlan(layout=plan.layout, folder=tmp_path / "elsewhere", seeds=[0], options=[])
     findings = collect_table(empty, {}).findings
-    assert {finding.is_shown for finding in findings} == {None}
+    assert {finding.verdict for finding in findings} == {"missing"}
     assert findings[1].numbers == "numbers of irpo_1, dpo are missing"
 
 
@@ -189,7 +221,7 @@ def test_the_files_say_what_the_table_says(result: TableResult, plan: TablePlan)
     assert [row["id"] for row in stored["rows"]] == ["m0", "m0_vote", "irpo_1", "irpo_2", "dpo"]
     assert stored["rows"][3]["missing_seeds"] == [2]
     assert stored["rows"][4]["by_seed"] == {"0": 0.5, "1": 0.7}
-    assert stored["claims"][0]["shown"] is True
+    assert stored["claims"][0]["verdict"] == "shown"
     for figure in ("curves", "accuracy"):
         assert (plan.folder / f"{figure}.svg").read_text().startswith("<svg"), figure
 
