@@ -7,13 +7,12 @@ interval lies on that side, and Student's does not, the claim is *shown in every
 """
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from irpo_nemo.table.collect import Curve, Measurement
-from irpo_nemo.table.estimates import Estimate, estimate_difference, estimate_mean
+from irpo_nemo.table.estimates import Estimate, estimate_gain, estimate_mean
 from irpo_nemo.table.layout import Comparison, CurveClaim, Diminishing
 
 Cells = Mapping[str, Mapping[int, Measurement]]
@@ -37,7 +36,7 @@ def check_comparison(claim: Comparison, cells: Cells) -> Finding:
     seeds = [seed for seed in better if seed in worse]
     if not seeds:
         return _missing(claim.says, [name for name in (claim.better, claim.worse) if not cells[name]])
-    each = [_compare(better[seed].is_correct, worse[seed].is_correct) for seed in seeds]
+    each = [_compare(better[seed], worse[seed]) for seed in seeds]
     whole = each[0] if len(each) == 1 else estimate_mean([estimate.mean for estimate in each])
     beyond = [estimate.is_positive for estimate in each]
     numbers = [
@@ -48,15 +47,10 @@ def check_comparison(claim: Comparison, cells: Cells) -> Finding:
     return Finding(says=claim.says, verdict=_judge(whole.is_positive, beyond), numbers="; ".join(numbers))
 
 
-def _compare(better: Mapping[str, bool], worse: Mapping[str, bool]) -> Estimate:
+def _compare(better: Measurement, worse: Measurement) -> Estimate:
     """On the same problems."""
-    counts = Counter((better[problem_id], worse[problem_id]) for problem_id in better.keys() & worse.keys())
-    return estimate_difference(
-        both=counts[True, True],
-        first=counts[True, False],
-        second=counts[False, True],
-        neither=counts[False, False],
-    )
+    problems = sorted(better.scores.keys() & worse.scores.keys())
+    return estimate_gain([better.scores[name] for name in problems], [worse.scores[name] for name in problems])
 
 
 def check_diminishing(claim: Diminishing, cells: Cells) -> Finding:

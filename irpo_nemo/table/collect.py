@@ -1,16 +1,18 @@
 """The numbers of a table, read from the folders of its runs: accuracies by row and seed, curves, and what was done."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from irpo_nemo.artifacts import read_manifest, read_parts
-from irpo_nemo.metrics import Interval, majority_is_correct, wilson_interval
+from irpo_nemo.metrics import Interval, majority_is_correct
 from irpo_nemo.pipeline import EVALUATION_SPLIT
 from irpo_nemo.records import GradedCandidate
 from irpo_nemo.reporting.results import read_metrics
 from irpo_nemo.run_folder import RunFolder
+from irpo_nemo.table.estimates import Estimate, estimate_accuracy
 from irpo_nemo.table.layout import Row
 
 
@@ -18,20 +20,24 @@ from irpo_nemo.table.layout import Row
 class Measurement:
     """One accuracy of one seed."""
 
-    is_correct: Mapping[str, bool]
-    """By problem."""
+    scores: Mapping[str, float]
+    """By problem: 1 when it is solved, 0 when not; of pass@1 the share of its samples that solve it."""
     num_votes: int | None
     """Samples that vote, of a majority vote."""
 
     @property
     def accuracy(self) -> float:
-        """The share of problems that are correct."""
-        return sum(self.is_correct.values()) / len(self.is_correct)
+        """The mean over problems."""
+        return self._estimate.mean
 
     @property
     def interval(self) -> Interval:
-        """Wilson's 95 % interval over the problems."""
-        return wilson_interval(sum(self.is_correct.values()), len(self.is_correct))
+        """95 %, over the problems."""
+        return self._estimate.interval
+
+    @functools.cached_property
+    def _estimate(self) -> Estimate:
+        return estimate_accuracy(list(self.scores.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +79,22 @@ def measure(run: RunFolder, row: Row) -> Measurement | None:
         return None
     grades = read_parts(folder.graded(EVALUATION_SPLIT), GradedCandidate)
     if row.decoding == "greedy":
-        is_correct = {grade.problem_id: grade.verdict == "correct" for grade in grades if grade.kind == "greedy"}
-        return Measurement(is_correct=is_correct, num_votes=None)
+        scores = {grade.problem_id: float(grade.verdict == "correct") for grade in grades if grade.kind == "greedy"}
+        return Measurement(scores=scores, num_votes=None)
     samples: dict[str, list[GradedCandidate]] = defaultdict(list)
     for grade in grades:
         if grade.kind == "sample":
             samples[grade.problem_id].append(grade)
     if not samples:
         return None
-    votes = {problem_id: majority_is_correct(group) for problem_id, group in samples.items()}
-    return Measurement(is_correct=votes, num_votes=max(map(len, samples.values())))
+    if row.decoding == "pass@1":
+        return Measurement(scores={problem_id: _share(group) for problem_id, group in samples.items()}, num_votes=None)
+    votes = {problem_id: float(majority_is_correct(group)) for problem_id, group in samples.items()}
+    return Measurement(scores=votes, num_votes=max(map(len, samples.values())))
+
+
+def _share(samples: Sequence[GradedCandidate]) -> float:
+    return sum(grade.verdict == "correct" for grade in samples) / len(samples)
 
 
 def read_curve(run: RunFolder, side: str) -> Curve | None:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,33 @@ def estimate_mean(values: Sequence[float]) -> Estimate:
     return Estimate(mean=mean, interval=(mean - half, mean + half))
 
 
-def estimate_difference(*, both: int, first: int, second: int, neither: int) -> Estimate:
+def estimate_accuracy(scores: Sequence[float]) -> Estimate:
+    """The mean score of problems: Wilson's interval where each is 0 or 1, Student's where some lie between."""
+    if _are_binary(scores):
+        solved = round(sum(scores))
+        return Estimate(mean=solved / len(scores), interval=wilson_interval(solved, len(scores)))
+    return _estimate_over_problems(scores, worst=(0.0, 1.0))
+
+
+def estimate_gain(better: Sequence[float], worse: Sequence[float]) -> Estimate:
+    """The mean difference of two scores of the same problems, in the same order."""
+    if not _are_binary(better) or not _are_binary(worse):
+        gains = [one - other for one, other in zip(better, worse, strict=True)]
+        return _estimate_over_problems(gains, worst=(-1.0, 1.0))
+    counts = Counter(zip(better, worse, strict=True))
+    return estimate_paired_difference(both=counts[1, 1], first=counts[1, 0], second=counts[0, 1], neither=counts[0, 0])
+
+
+def _estimate_over_problems(values: Sequence[float], *, worst: Interval) -> Estimate:
+    """Of a single problem nothing is known but the `worst` interval."""
+    return estimate_mean(values) if len(values) > 1 else Estimate(mean=values[0], interval=worst)
+
+
+def _are_binary(scores: Sequence[float]) -> bool:
+    return set(scores) <= {0.0, 1.0}
+
+
+def estimate_paired_difference(*, both: int, first: int, second: int, neither: int) -> Estimate:
     """How much more often the first of two models is correct than the second, on the same problems.
 
     Newcombe's interval for paired data: Wilson's of each proportion, and their correlation (Stat. Med. 17, 2635 to

@@ -10,7 +10,7 @@ from typing import Any, cast
 from irpo_nemo.config_files import config_root
 from irpo_nemo.errors import ConfigError
 
-DECODINGS = ("greedy", "majority")
+DECODINGS = ("greedy", "majority", "pass@1")
 SIDES = ("chosen", "rejected")
 DIRECTIONS = ("rises", "falls")
 

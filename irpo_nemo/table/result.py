@@ -22,10 +22,10 @@ class RowResult:
 
     @property
     def title(self) -> str:
-        """The row's name, with the votes that were taken."""
+        """The row's name, with the decoding, and the votes that were taken."""
         votes = next((made.num_votes for made in self.measurements.values()), None)
-        decoding = f", maj@{votes or 'k'}" if self.row.decoding == "majority" else ""
-        return f"{self.row.title}{decoding}"
+        decodings = {"greedy": "", "majority": f", maj@{votes or 'k'}", "pass@1": ", pass@1"}
+        return f"{self.row.title}{decodings[self.row.decoding]}"
 
     @property
     def mean(self) -> float | None:

@@ -3,7 +3,14 @@ from collections import Counter
 
 import pytest
 
-from irpo_nemo.table.estimates import Estimate, estimate_difference, estimate_mean
+from irpo_nemo.metrics import wilson_interval
+from irpo_nemo.table.estimates import (
+    Estimate,
+    estimate_accuracy,
+    estimate_gain,
+    estimate_mean,
+    estimate_paired_difference,
+)
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
@@ -22,23 +29,23 @@ def test_many_values_take_the_normal_quantile() -> None:
 
 def test_the_difference_on_the_same_problems_is_newcombes() -> None:
     """The worked example of Altman et al., Statistics with Confidence (2000), table 6.2: 0.12 with 0.01 to 0.23."""
-    estimate = estimate_difference(both=14, first=5, second=0, neither=22)
+    estimate = estimate_paired_difference(both=14, first=5, second=0, neither=22)
     assert estimate.mean == pytest.approx(5 / 41)
     assert estimate.interval == pytest.approx((0.011, 0.226), abs=5e-4)
-    swapped = estimate_difference(both=14, first=0, second=5, neither=22)
+    swapped = estimate_paired_difference(both=14, first=0, second=5, neither=22)
     assert swapped.interval == pytest.approx(tuple(-bound for bound in reversed(estimate.interval)))
 
 
 def test_models_that_solve_the_same_problems_differ_by_little() -> None:
     """Of 400: 12 more, and none fewer, is a clear gain; 112 more and 100 fewer is none, though as large."""
-    assert estimate_difference(both=374, first=12, second=0, neither=14).is_positive
-    assert not estimate_difference(both=174, first=112, second=100, neither=14).is_positive
+    assert estimate_paired_difference(both=374, first=12, second=0, neither=14).is_positive
+    assert not estimate_paired_difference(both=174, first=112, second=100, neither=14).is_positive
 
 
 @pytest.mark.parametrize("counts", [(400, 0, 0, 0), (0, 0, 0, 400), (0, 400, 0, 0)])
 def test_a_difference_without_spread_has_an_interval(counts: tuple[int, int, int, int]) -> None:
     both, first, second, neither = counts
-    estimate = estimate_difference(both=both, first=first, second=second, neither=neither)
+    estimate = estimate_paired_difference(both=both, first=first, second=second, neither=neither)
     assert estimate.interval[0] < estimate.mean
     assert estimate.interval[1] - estimate.interval[0] < 0.03
 
@@ -50,7 +57,7 @@ def test_the_interval_holds_the_truth_95_times_in_100() -> None:
     hits = 0
     for _ in range(2000):
         draws = Counter(generator.choices(list(chances), list(chances.values()), k=200))
-        low, high = estimate_difference(**{name: draws[name] for name in chances}).interval
+        low, high = estimate_paired_difference(**{name: draws[name] for name in chances}).interval
         hits += low <= 0.1 <= high
     assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
@@ -60,3 +67,22 @@ def test_an_interval_around_0_has_no_sign() -> None:
     assert not estimate.is_positive
     assert not estimate.is_negative
     assert Estimate(mean=-0.1, interval=(-0.3, -0.01)).is_negative
+
+
+def test_scores_of_0_and_1_are_proportions() -> None:
+    scores = [1.0] * 30 + [0.0] * 10
+    assert estimate_accuracy(scores) == Estimate(mean=0.75, interval=wilson_interval(30, 40))
+    others = [1.0] * 25 + [0.0] * 10 + [1.0] * 5
+    assert estimate_gain(scores, others) == estimate_paired_difference(both=25, first=5, second=5, neither=5)
+
+
+def test_scores_between_are_means_over_problems() -> None:
+    scores, others = [1.0, 0.5, 0.75], [0.5, 0.25, 0.5]
+    assert estimate_accuracy(scores) == estimate_mean(scores)
+    assert estimate_gain(scores, others) == estimate_mean([0.5, 0.25, 0.25])
+    assert estimate_gain([1.0, 1.0, 0.0], others) == estimate_mean([0.5, 0.75, -0.5])
+
+
+def test_of_one_problem_nothing_is_known() -> None:
+    assert estimate_accuracy([0.5]) == Estimate(mean=0.5, interval=(0.0, 1.0))
+    assert estimate_gain([0.5], [1.0]) == Estimate(mean=-0.5, interval=(-1.0, 1.0))

@@ -109,7 +109,9 @@ def test_rows_carry_the_papers_numbers(plan: TablePlan) -> None:
         "irpo_from_sft": 73.1,
         "irpo_2x": 74.8,
     }
-    assert all((row.decoding == "majority") == row.id.endswith("_vote") for row in plan.layout.rows)
+    endings = {"greedy": "", "majority": "_vote", "pass@1": "_sample"}
+    assert all(row.id.endswith(endings[row.decoding]) for row in plan.layout.rows)
+    assert all(row.decoding != "greedy" for row in plan.layout.rows if row.id.endswith(("_vote", "_sample")))
     greedy = {row.id: (row.run, row.iteration) for row in plan.layout.rows if row.run == "irpo"}
     assert greedy["m0"] == greedy["m0_vote"] == ("irpo", 0)
     assert [greedy[f"irpo_{t}"] for t in (1, 2, 3, 4)] == [("irpo", t) for t in (1, 2, 3, 4)]
@@ -158,7 +160,7 @@ curves: [{says: up, run: a, side: left, direction: rises}]
         "rows: r comes twice",
         "row r: names run b, which is not under runs",
         "comparisons, 'x > y': names row s, which is not under rows",
-        "decoding: is beam, but must be one of greedy, majority",
+        "decoding: is beam, but must be one of greedy, majority, pass@1",
         "side: is left, but must be one of chosen, rejected",
     ]
 

@@ -1,12 +1,13 @@
 """The table, from results made by hand."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from irpo_nemo.artifacts import Manifest, part_path, read_json, write_manifest, write_records
+from irpo_nemo.artifacts import Manifest, part_path, read_json, read_records, write_manifest, write_records
 from irpo_nemo.metrics import wilson_interval
 from irpo_nemo.records import GradedCandidate
 from irpo_nemo.run_folder import RunFolder
@@ -26,6 +27,7 @@ rows:
   - {id: irpo_1, title: IRPO, run: irpo, iteration: 1, paper: 73.1}
   - {id: irpo_2, title: IRPO again, run: irpo, iteration: 2}
   - {id: dpo, title: DPO, run: dpo, iteration: 1, paper: 61.8}
+  - {id: irpo_1_sample, title: IRPO, run: irpo, iteration: 1, decoding: pass@1}
 comparisons:
   - {says: IRPO beats M_0, better: irpo_1, worse: m0}
   - {says: IRPO beats DPO, better: irpo_1, worse: dpo}
@@ -128,6 +130,24 @@ def test_a_row_is_the_mean_over_seeds_with_students_interval(result: TableResult
     assert result.rows[1].mean == pytest.approx(0.52)
 
 
+def test_pass_at_1_is_the_mean_of_the_samples(plan: TablePlan) -> None:
+    """The first of the 8 samples of each of the 100 problems is right as well: of 60 problems all 8 are."""
+    folder = RunFolder(plan.folder_of(0) / "irpo").iteration(1)
+    part = part_path(folder.graded("test"), 0)
+    grades = [
+        dataclasses.replace(grade, verdict="correct" if grade.kind == "sample" and grade.index == 0 else grade.verdict)
+        for grade in read_records(part, GradedCandidate)
+    ]
+    write_records(part, grades, GradedCandidate)
+    row = collect_table(plan, {}).rows[5]
+    assert row.title == "IRPO, pass@1"
+    made = row.measurements[0]
+    assert made.accuracy == pytest.approx(0.6 + 0.4 / 8)
+    deviation = 7 / 8 * (0.6 * 0.4 * 100 / 99) ** 0.5
+    half = 1.959964 * deviation / 10
+    assert made.interval == pytest.approx((0.65 - half, 0.65 + half))
+
+
 def test_the_interval_of_one_seed_is_that_of_its_problems(plan: TablePlan) -> None:
     one = TablePlan(layout=plan.layout, folder=plan.folder, seeds=[1], options=[])
     assert collect_table(one, {}).rows[2].interval == wilson_interval(64, 100)
@@ -218,7 +238,7 @@ def test_the_files_say_what_the_table_says(result: TableResult, plan: TablePlan)
         "- failed: dpo, seed 2: no pairs",
     ]
     stored = read_json(plan.folder / "table.json")
-    assert [row["id"] for row in stored["rows"]] == ["m0", "m0_vote", "irpo_1", "irpo_2", "dpo"]
+    assert [row["id"] for row in stored["rows"]] == ["m0", "m0_vote", "irpo_1", "irpo_2", "dpo", "irpo_1_sample"]
     assert stored["rows"][3]["missing_seeds"] == [2]
     assert stored["rows"][4]["by_seed"] == {"0": 0.5, "1": 0.7}
     assert stored["claims"][0]["verdict"] == "shown"
