@@ -7,7 +7,8 @@ interval lies on that side, and Student's does not, the claim is *shown in every
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,9 @@ from irpo_nemo.table.layout import Comparison, CurveClaim, Diminishing
 
 Cells = Mapping[str, Mapping[int, Measurement]]
 """Row -> seed -> measurement."""
+
+_is_above = operator.attrgetter("is_positive")
+_is_below = operator.attrgetter("is_negative")
 
 Verdict = Literal["shown", "shown in every seed", "not shown", "missing"]
 
@@ -33,18 +37,11 @@ class Finding:
 def check_comparison(claim: Comparison, cells: Cells) -> Finding:
     """Compare two rows seed by seed."""
     better, worse = cells[claim.better], cells[claim.worse]
-    seeds = [seed for seed in better if seed in worse]
+    seeds = [seed for seed in better if seed in worse and better[seed].scores.keys() & worse[seed].scores.keys()]
     if not seeds:
         return _missing(claim.says, [name for name in (claim.better, claim.worse) if not cells[name]])
     each = [_compare(better[seed], worse[seed]) for seed in seeds]
-    whole = each[0] if len(each) == 1 else estimate_mean([estimate.mean for estimate in each])
-    beyond = [estimate.is_positive for estimate in each]
-    numbers = [
-        f"{100 * whole.mean:+.1f} points ({_points(whole)})",
-        f"by seed {', '.join(f'{100 * estimate.mean:+.1f}' for estimate in each)}",
-        _count_beyond(beyond),
-    ]
-    return Finding(says=claim.says, verdict=_judge(whole.is_positive, beyond), numbers="; ".join(numbers))
+    return _judge(claim.says, each, _is_above, unit="points", write=lambda share: f"{100 * share:+.1f}")
 
 
 def _compare(better: Measurement, worse: Measurement) -> Estimate:
@@ -74,39 +71,34 @@ def check_curve(claim: CurveClaim, curves: Sequence[Curve]) -> Finding:
     if any(len(curve.last_changes) < 2 for curve in curves):
         return Finding(says=claim.says, verdict="missing", numbers="too few steps")
     each = [estimate_mean(curve.last_changes) for curve in curves]
+    is_beyond = _is_above if claim.direction == "rises" else _is_below
+    return _judge(claim.says, each, is_beyond, unit="nats a completion", write=lambda nats: f"{nats:+.2f}")
+
+
+def _judge(
+    says: str,
+    each: Sequence[Estimate],
+    is_beyond: Callable[[Estimate], bool],
+    *,
+    unit: str,
+    write: Callable[[float], str],
+) -> Finding:
+    """Decide by the estimates of `each` seed, and by their mean."""
     whole = each[0] if len(each) == 1 else estimate_mean([estimate.mean for estimate in each])
-    beyond = [_is_beyond(claim, estimate) for estimate in each]
+    beyond = sum(map(is_beyond, each))
+    verdict: Verdict = "shown" if is_beyond(whole) else "shown in every seed" if beyond == len(each) else "not shown"
     low, high = whole.interval
-    numbers = [
-        f"{whole.mean:+.2f} nats a completion (95% interval {low:+.2f} to {high:+.2f})",
-        f"by seed {', '.join(f'{estimate.mean:+.2f}' for estimate in each)}",
-        _count_beyond(beyond),
-    ]
-    return Finding(says=claim.says, verdict=_judge(_is_beyond(claim, whole), beyond), numbers="; ".join(numbers))
-
-
-def _is_beyond(claim: CurveClaim, estimate: Estimate) -> bool:
-    return estimate.is_positive if claim.direction == "rises" else estimate.is_negative
-
-
-def _judge(is_shown: bool, by_seed: Sequence[bool]) -> Verdict:
-    if is_shown:
-        return "shown"
-    return "shown in every seed" if all(by_seed) else "not shown"
-
-
-def _count_beyond(by_seed: Sequence[bool]) -> str:
-    return f"beyond its own interval in {sum(by_seed)} of {len(by_seed)}"
+    numbers = (
+        f"{write(whole.mean)} {unit} (95% interval {write(low)} to {write(high)}); "
+        f"by seed {', '.join(write(estimate.mean) for estimate in each)}; "
+        f"beyond its own interval in {beyond} of {len(each)}"
+    )
+    return Finding(says=says, verdict=verdict, numbers=numbers)
 
 
 def _missing(says: str, names: Sequence[str]) -> Finding:
-    what = f"of {', '.join(names)} " if names else "of one seed "
+    what = f"of {', '.join(names)} " if names else "of one seed and the same problems "
     return Finding(says=says, verdict="missing", numbers=f"numbers {what}are missing")
-
-
-def _points(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"95% interval {100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def _seeds(count: int) -> str:

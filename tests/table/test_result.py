@@ -218,6 +218,17 @@ def test_a_claim_without_numbers_is_missing(tmp_path: Path, plan: TablePlan) -> 
     assert findings[1].numbers == "numbers of irpo_1, dpo are missing"
 
 
+def test_rows_without_a_problem_in_common_are_not_compared(plan: TablePlan) -> None:
+    for seed in plan.seeds:
+        part = part_path(RunFolder(plan.folder_of(seed) / "irpo").iteration(0).graded("test"), 0)
+        grades = [
+            dataclasses.replace(g, problem_id=f"other-{g.problem_id}") for g in read_records(part, GradedCandidate)
+        ]
+        write_records(part, grades, GradedCandidate)
+    finding = collect_table(plan, {}).findings[0]
+    assert (finding.verdict, finding.numbers) == ("missing", "numbers of one seed and the same problems are missing")
+
+
 def test_the_files_say_what_the_table_says(result: TableResult, plan: TablePlan) -> None:
     write_result(result)
     lines = (plan.folder / "table.md").read_text().splitlines()
