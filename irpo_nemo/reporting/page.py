@@ -65,7 +65,11 @@ def make_page(
             ],
             "Pairs": [*_tell_spared(entries), _grid(draw_pairs(entries)), _make_pairs_table(entries)],
             "Completions": [_grid(draw_completions(entries))],
-            "Time and cost": [*_tell_origins(entries), _grid(draw_time(entries))],
+            "Time and cost": [
+                *_tell_model_zero(results["model_zero"]),
+                *_tell_origins(entries),
+                _grid(draw_time(entries)),
+            ],
             "Problems": [_make_browser(splits)],
             "Settings": [_make_settings(config)],
         }
@@ -165,7 +169,7 @@ def _make_tiles(entries: Sequence[Mapping[str, Any]]) -> str:
         (f"Majority of {vote['k']}, M_{last['iteration']}", percent(vote["accuracy"])) if vote else None,
         ("Pairs", number(sum(entry["num_pairs"] or 0 for entry in entries))),
         ("Tokens sampled", number(sum(entry["tokens"].get("sampled", 0) for entry in entries))),
-        ("Wall time of the stages", duration(seconds), _sum_cost(entries)),
+        ("Wall time, iterations", duration(seconds), _sum_cost(entries)),
     ]
     cells = (
         f"<div><dt>{escape(tile[0])}</dt><dd>{escape(tile[1])} <small>{escape(' '.join(tile[2:]))}</small></dd></div>"
@@ -202,6 +206,14 @@ def _tell_spared(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         for t, drawn in counts
         if drawn["drawn"] < drawn["possible"]
     ]
+
+
+def _tell_model_zero(made: Mapping[str, Any] | None) -> list[str]:
+    """What M_0 took, when it was fine-tuned here; it belongs to no iteration."""
+    if made is None:
+        return []
+    time = duration(made["seconds"]["total"])
+    return [f"<p>Before the iterations, M_0: {number(made['steps'])} steps of fine-tuning, {time}.</p>"]
 
 
 def _tell_origins(entries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from irpo_nemo.config import IRPOConfig
 from irpo_nemo.config_files import dump_config, load_config
 from irpo_nemo.metrics import evaluate
 from irpo_nemo.records import Candidate, GradedCandidate, PreferencePair
-from irpo_nemo.run_folder import IterationFolder, RunFolder
+from irpo_nemo.run_folder import IterationFolder, ModelZeroFolder, RunFolder
 
 NASTY = (
     "<script>document.title = 'broken'</script></script><img src=x onerror=\"document.title = 'broken'\"> & "
@@ -52,7 +52,9 @@ def make_run(config: IRPOConfig) -> RunFolder:
     return folder
 
 
-def write_stage(folder: IterationFolder, stage: str, counts: dict[str, Any], **seconds: float) -> None:
+def write_stage(
+    folder: IterationFolder | ModelZeroFolder, stage: str, counts: dict[str, Any], **seconds: float
+) -> None:
     manifest = Manifest(
         stage=stage,
         iteration=0,

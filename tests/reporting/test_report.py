@@ -98,6 +98,14 @@ def test_tokens_and_device_time_are_those_of_this_run(run: RunFolder, config: IR
     assert "M_0 sample: taken over from runs/other" in run.page.read_text()
 
 
+def test_what_model_zero_took_is_told_apart(run: RunFolder, config: IRPOConfig) -> None:
+    write_report(run, config)
+    assert "of fine-tuning" not in run.page.read_text()
+    write_stage(run.model_zero, "sft", {"examples": 64, "steps": 2000})
+    write_report(run, config)
+    assert "Before the iterations, M_0: 2,000 steps of fine-tuning, 2 s." in run.page.read_text()
+
+
 def test_the_choice_of_the_step_is_drawn_and_its_stages_cost(run: RunFolder, config: IRPOConfig) -> None:
     iteration = run.iteration(0)
     tried = [{"step": 10 * n, "accuracy": n / 10, "accuracy_ci95": [0.0, 0.9], "validation_loss": 1.0} for n in (1, 5)]
