@@ -170,7 +170,7 @@ def _add_to_index(
     pairs: Mapping[int, Sequence[Pair]],
 ) -> None:
     index.ids.append(problem_id)
-    index.heads.append(" ".join(problem.question[: 4 * _HEAD_CHARACTERS].split())[:_HEAD_CHARACTERS] if problem else "")
+    index.heads.append(_begin(problem.question) if problem else "")
     for place, t in enumerate(index.models):
         candidates = judged[t].candidates if t in judged else []
         greedy = [VERDICTS.index(candidate.verdict) for candidate in candidates if candidate.kind == "greedy"]
@@ -179,6 +179,12 @@ def _add_to_index(
         index.pairs[place].append(len(pairs.get(t, ())))
         for column, verdict in zip(index.counts[place], VERDICTS, strict=True):
             column.append(sampled[verdict])  # type: ignore[index]
+
+
+def _begin(question: str) -> str:
+    """The question on one line, as far as the list shows it."""
+    text = " ".join(question[: 4 * _HEAD_CHARACTERS].split())
+    return text if len(text) <= _HEAD_CHARACTERS else f"{text[: _HEAD_CHARACTERS - 1].rstrip()}…"
 
 
 def _describe_problem(

@@ -210,6 +210,17 @@ def test_problems_stand_in_the_data_with_candidates_and_pairs(run: RunFolder, co
     )
 
 
+def test_the_list_has_questions_on_one_line_and_shows_where_they_are_cut(
+    run: RunFolder, config: IRPOConfig, tmp_path: Path
+) -> None:
+    questions = ["How\n  many?", "x" * 110, "x" * 111, f"{'x' * 108} {'y' * 50}"]
+    rows = [{"id": f"train/{n}", "question": question, "answer": str(2 * n)} for n, question in enumerate(questions)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(run, config)
+    heads = read_script(run.page_data / "train.js")["heads"]
+    assert heads[:5] == ["How many?", "x" * 110, f"{'x' * 109}…", f"{'x' * 108}…", ""]
+
+
 def test_a_page_of_a_run_without_its_problem_files_has_no_questions(
     run: RunFolder, config: IRPOConfig, tmp_path: Path
 ) -> None:
