@@ -8,6 +8,7 @@ from typing import Any
 
 from irpo_nemo.artifacts import write_json, write_text
 from irpo_nemo.launch.display import print_table
+from irpo_nemo.launch.progress import describe_duration
 from irpo_nemo.table.collect import Curve
 from irpo_nemo.table.layout import SIDES
 from irpo_nemo.table.result import RowResult, TableResult
@@ -90,11 +91,13 @@ def _describe_sharing(result: TableResult) -> Iterator[str]:
         if step.origin is not None:
             by_run[step.run, step.origin][step.step].append(step.seconds)
     for (run, origin), steps in by_run.items():
-        yield f"{run} took over from {origin}: {', '.join(steps)} ({_duration(sum(map(sum, steps.values())))} spared)"
+        time = describe_duration(sum(map(sum, steps.values())))
+        yield f"{run} took over from {origin}: {', '.join(steps)} ({time} spared)"
     own = sum(step.seconds for step in result.steps if step.origin is None)
     spared = sum(step.seconds for step in result.steps if step.origin is not None)
     if result.steps:
-        yield f"all steps took {_duration(own)}; without sharing they would have taken {_duration(own + spared)}"
+        times = describe_duration(own), describe_duration(own + spared)
+        yield f"all steps took {times[0]}; without sharing they would have taken {times[1]}"
 
 
 def _describe_gaps(result: TableResult) -> Iterator[str]:
@@ -102,10 +105,6 @@ def _describe_gaps(result: TableResult) -> Iterator[str]:
         yield f"missing: {title}, seed {', '.join(map(str, seeds))}"
     for (run, seed), reason in result.failures.items():
         yield f"failed: {run}, seed {seed}: {reason}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _as_markdown(result: TableResult) -> str:
