@@ -398,6 +398,11 @@ class SFTConfig(TrainingConfig):
 
     enabled: bool = False
     """Make M_0 by fine-tuning; otherwise M_0 is the folder at model.path."""
+    watched_pairs_path: str | None = None
+    """Log after each step how likely both sides of the pairs in this pairs.parquet are, of another run with the same
+    tokenizer. Nothing is learnt from them."""
+    num_watched_pairs: int = bounded(100, minimum=1)
+    """So many of those pairs, evenly spread over the file."""
 
 
 @dataclass(kw_only=True)

@@ -116,6 +116,8 @@ def _check_loss(config: IRPOConfig) -> Iterator[str]:
 def _check_given_pairs(config: IRPOConfig) -> Iterator[str]:
     if config.pairing.pairs_path is not None and config.num_iterations == 0:
         yield "pairing.pairs_path: is set, but num_iterations=0 trains nothing; leave it out or raise num_iterations"
+    if config.sft.watched_pairs_path is not None and not config.sft.enabled:
+        yield "sft.watched_pairs_path: is set, but sft.enabled=false; leave it out or set sft.enabled=true"
 
 
 def _check_model_source(config: IRPOConfig) -> Iterator[str]:

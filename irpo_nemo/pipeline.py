@@ -55,6 +55,7 @@ _FREE_KEYS = (
     "dev_path",
     "shots_path",
     "pairs_path",
+    "watched_pairs_path",
     "base_urls",
     "command",
     "api_key_variable",
@@ -189,8 +190,10 @@ def find_file_mistakes(config: IRPOConfig) -> Iterator[str]:
     yield from find_model_mistakes(config)
     yield from find_missing_trackers(config)
     pairs = config.pairing.pairs_path
-    if pairs is not None and not Path(pairs).is_file():
-        yield f"pairing.pairs_path: {pairs} is not a file; name the pairs.parquet of an iteration"
+    watched = config.sft.watched_pairs_path
+    for key, path in (("pairing.pairs_path", pairs), ("sft.watched_pairs_path", watched)):
+        if path is not None and not Path(path).is_file():
+            yield f"{key}: {path} is not a file; name the pairs.parquet of an iteration"
     if config.launcher.name == "local":
         yield from find_missing_packages(config.training, section="training")
     if check_relations(config):
@@ -267,7 +270,7 @@ def _draft_model_zero(config: IRPOConfig, sources: dict[str, str]) -> Iterator[_
         stage="sft",
         keys=("seed", "sft", "parallel"),
         after=(("prepare", None),),
-        sources={} if starts_random else _model_digest(config),
+        sources=({} if starts_random else _model_digest(config)) | _watched_digest(config),
         outputs=(folder.hf,),
         leftovers=(folder.train.root, folder.hf),
         manifest=folder.manifest("sft"),
@@ -492,6 +495,11 @@ def _hash_version(path: Path, versions: tuple[tuple[Path, int, int], ...]) -> st
 def _pairs_digest(config: IRPOConfig) -> dict[str, str]:
     assert config.pairing.pairs_path is not None
     return {"pairs file": _hash_once(Path(config.pairing.pairs_path))}
+
+
+def _watched_digest(config: IRPOConfig) -> dict[str, str]:
+    path = config.sft.watched_pairs_path
+    return {} if path is None else {"watched pairs": _hash_once(Path(path))}
 
 
 def _external_model(config: IRPOConfig) -> Path:

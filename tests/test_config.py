@@ -100,6 +100,10 @@ def mistakes_of(*overrides: str, config: str = "quickstart") -> list[str]:
             "quickstart: pairing.pairs_path: absent.parquet is not a file; name the pairs.parquet of an iteration",
         ),
         (
+            "sft.watched_pairs_path=absent.parquet",
+            "quickstart: sft.watched_pairs_path: absent.parquet is not a file; name the pairs.parquet of an iteration",
+        ),
+        (
             "task.prompt_template=hello",
             "quickstart: task.prompt_template: is 'hello', but must hold {question}",
         ),
@@ -125,6 +129,17 @@ def test_given_pairs_are_for_training(tmp_path: Path) -> None:
         "quickstart: pairing.pairs_path: is set, but num_iterations=0 trains nothing; leave it out or raise "
         "num_iterations",
     ]
+
+
+def test_pairs_are_watched_by_fine_tuning(tmp_path: Path) -> None:
+    (tmp_path / "pairs.parquet").touch()
+    (tmp_path / "model").mkdir()
+    mistakes = mistakes_of(
+        f"sft.watched_pairs_path={tmp_path}/pairs.parquet", "sft.enabled=false", f"model.path={tmp_path}/model"
+    )
+    assert mistakes[0] == (
+        "quickstart: sft.watched_pairs_path: is set, but sft.enabled=false; leave it out or set sft.enabled=true"
+    )
 
 
 def test_tensor_parallel_must_divide_heads() -> None:

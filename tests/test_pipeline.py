@@ -153,6 +153,18 @@ def test_given_pairs_leave_m_0_nothing_to_draw_for_training(tmp_path: Path) -> N
         refuse_changes(config, plan(config))
 
 
+def test_pairs_that_fine_tuning_watched_may_move_and_not_change(tmp_path: Path) -> None:
+    (tmp_path / "pairs.parquet").write_text("1")
+    config = make_config(tmp_path, f"sft.watched_pairs_path={tmp_path}/pairs.parquet")
+    finish_until(config)
+    (tmp_path / "pairs.parquet").rename(tmp_path / "moved.parquet")
+    config.sft.watched_pairs_path = f"{tmp_path}/moved.parquet"
+    assert next_of(plan(config)) is None
+    (tmp_path / "moved.parquet").write_text("2")
+    with pytest.raises(ArtifactError, match="sft was made from another watched pairs"):
+        refuse_changes(config, plan(config))
+
+
 def test_a_step_waits_for_the_one_before(tmp_path: Path) -> None:
     steps = finish_until(make_config(tmp_path), "iteration 0 pair")
     assert [(step.state, step.reason) for step in steps[3:6]] == [

@@ -98,17 +98,26 @@ def _share(samples: Sequence[GradedCandidate]) -> float:
 
 
 def read_curve(run: RunFolder, side: str) -> Curve | None:
-    """The curve of iteration 0's training; None when that is not done."""
+    """The curve of iteration 0's training, or else of the pairs that fine-tuning watched; None when neither is done."""
     from omegaconf import OmegaConf
 
     folder = run.iteration(0)
     if read_manifest(folder.manifest("train")) is None:
-        return None
+        return _read_watched_curve(run, side)
     beta = float(OmegaConf.load(run.config).loss.beta)
     lines = read_metrics(folder.train.metrics)
     changes = [line[f"reward/{side}"] / beta for line in lines]
     levels = [line[f"logprob/{side}"] - change for line, change in zip(lines, changes, strict=True)]
     return Curve(changes=changes, level=sum(levels) / len(levels))
+
+
+def _read_watched_curve(run: RunFolder, side: str) -> Curve | None:
+    """Always of the same pairs: what has changed since the first step."""
+    if read_manifest(run.model_zero.manifest("sft")) is None:
+        return None
+    name = f"watched/logprob/{side}"
+    values = [line[name] for line in read_metrics(run.model_zero.train.metrics) if name in line]
+    return Curve(changes=[value - values[0] for value in values], level=values[0]) if values else None
 
 
 def list_done_steps(run: RunFolder, *, name: str, seed: int) -> Iterator[DoneStep]:

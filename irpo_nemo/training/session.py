@@ -10,7 +10,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +22,13 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from irpo_nemo.artifacts import hash_file, hash_model_folder, read_records
-from irpo_nemo.config import IRPOConfig, TrainingConfig
+from irpo_nemo.config import IRPOConfig, SFTConfig, TrainingConfig
 from irpo_nemo.errors import DataError
 from irpo_nemo.records import Demonstration, PreferencePair
 from irpo_nemo.run_folder import TrainFolder
 from irpo_nemo.supervision import beat
 from irpo_nemo.training.batches import (
+    Completion,
     Example,
     GlobalBatches,
     batch_options,
@@ -39,7 +40,7 @@ from irpo_nemo.training.checkpoint import Checkpoints
 from irpo_nemo.training.interruption import Interruption
 from irpo_nemo.training.model import IRPOModel, IRPOModelConfig
 from irpo_nemo.training.parallel import data_parallel_rank, data_parallel_size, is_rank_zero, shutdown_parallel
-from irpo_nemo.training.reference import reference_logprobs
+from irpo_nemo.training.reference import reference_logprobs, score_completions
 from irpo_nemo.training.step_log import LogSteps, StepLog
 from irpo_nemo.training.strategy import make_trainer
 
@@ -85,9 +86,38 @@ def train_sft(
     with outcome.timed("load"):
         policy = load_policy(config, config.sft, initial, num_examples=len(examples))
     with outcome.timed("train"):
-        fit(policy, examples, folder, data_digest=hash_file(demonstrations), title="sft", outcome=outcome)
+        fit(
+            policy,
+            examples,
+            folder,
+            data_digest=hash_file(demonstrations),
+            title="sft",
+            outcome=outcome,
+            watch=_watch_pairs(config.sft),
+        )
     _finish(policy, export_to, outcome)
     return outcome
+
+
+def _watch_pairs(sft: SFTConfig) -> Callable[[IRPOModel], dict[str, float]] | None:
+    """What measures the mean log-prob of each side of the watched pairs, if there are any."""
+    if sft.watched_pairs_path is None:
+        return None
+    path = Path(sft.watched_pairs_path)
+    all_pairs = read_records(path, PreferencePair)
+    if not all_pairs:
+        raise DataError(f"sft.watched_pairs_path: {path} holds no pairs; name another, or leave it out")
+    count = min(sft.num_watched_pairs, len(all_pairs))
+    pairs = [all_pairs[place * len(all_pairs) // count] for place in range(count)]
+    chosen = [Completion(prompt=tuple(p.prompt_token_ids), completion=tuple(p.chosen_token_ids)) for p in pairs]
+    rejected = [Completion(prompt=tuple(p.prompt_token_ids), completion=tuple(p.rejected_token_ids)) for p in pairs]
+
+    def watch(policy: IRPOModel) -> dict[str, float]:
+        logprobs = score_completions(policy, [*chosen, *rejected])
+        sides = {"chosen": logprobs[:count], "rejected": logprobs[count:]}
+        return {f"watched/logprob/{side}": sum(values) / count for side, values in sides.items()}
+
+    return watch
 
 
 def train_irpo(
@@ -172,10 +202,12 @@ def fit(
     title: str,
     outcome: TrainingOutcome,
     callbacks: Sequence[Callback] = (),
+    watch: Callable[[IRPOModel], Mapping[str, float]] | None = None,
 ) -> None:
     """Train from `latest`, or from the start, to the last step, which always leaves a checkpoint.
 
-    `callbacks` come to their turn after a step is logged and before its checkpoint.
+    `callbacks` come to their turn after a step is logged and before its checkpoint; what `watch` measures, on every
+    rank, is logged with the step.
     """
     training, num_steps = policy.options.training, policy.options.num_steps
     policy.prepare_for_training()
@@ -207,7 +239,7 @@ def fit(
         policy.options.parallel,
         seed=policy.options.seed,
         callbacks=[
-            LogSteps(log, check_first_step=has_pairs),
+            LogSteps(log, check_first_step=has_pairs, watch=watch),
             *callbacks,
             SaveCheckpoints(checkpoints, interruption=interruption),
         ],

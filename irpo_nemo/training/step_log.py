@@ -5,7 +5,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,24 @@ def _memory_gib() -> float:
 
 
 class LogSteps(Callback):
-    """Writes each step's metrics on rank 0, and checks that training starts where the reference stands."""
+    """Writes each step's metrics on rank 0, and checks that training starts where the reference stands.
 
-    def __init__(self, log: StepLog | None, *, check_first_step: bool) -> None:
+    Args:
+        log: Rank 0's.
+        check_first_step: Whether the first step's DPO loss must be ln 2.
+        watch: What else to measure after a step, on every rank; a step's time does not count it.
+    """
+
+    def __init__(
+        self,
+        log: StepLog | None,
+        *,
+        check_first_step: bool,
+        watch: Callable[[IRPOModel], Mapping[str, float]] | None = None,
+    ) -> None:
         self.step_log = log
         self.check_first_step = check_first_step
+        self.watch = watch
         self._clock: StepClock | None = None
 
     def on_train_batch_start(self, trainer: Trainer, module: IRPOModel, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
@@ -157,10 +170,11 @@ class LogSteps(Callback):
         metrics = module.last_metrics
         if self.check_first_step and module.step == 1:
             require_ln_2(metrics["loss/dpo"], bf16=module.options.training.bf16)
-        if self.step_log is not None and self._clock is not None:
-            self.step_log.write(
-                {"step": module.step - 1, **step_metrics(metrics), **self._clock.measure(batch, metrics)}
-            )
+        assert self._clock is not None
+        measured = self._clock.measure(batch, metrics)
+        watched = self.watch(module) if self.watch else {}
+        if self.step_log is not None:
+            self.step_log.write({"step": module.step - 1, **step_metrics(metrics), **measured, **watched})
 
 
 def step_metrics(metrics: dict[str, float]) -> dict[str, float | None]:

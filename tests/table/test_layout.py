@@ -83,6 +83,7 @@ def test_what_starts_from_sft_trains_on_the_same_pairs(runs: dict[str, IRPOConfi
 def test_sft_on_gold_starts_from_m_0_and_sees_as_many_examples_as_an_iteration(runs: dict[str, IRPOConfig]) -> None:
     config, iteration = runs["sft_on_gold"], runs["irpo"]
     assert config.model.path == "t/seed_3/irpo/m0/hf"
+    assert config.sft.watched_pairs_path == "t/seed_3/irpo/iteration_00/pairs.parquet"
     assert config.task.arithmetic.demonstrations == "gold"
     assert config.sft.max_steps is None
     assert config.sft.num_epochs == iteration.pairing.num_pairs_per_problem

@@ -12,6 +12,7 @@ from irpo_nemo.metrics import wilson_interval
 from irpo_nemo.records import GradedCandidate
 from irpo_nemo.run_folder import RunFolder
 from irpo_nemo.table.claims import Finding
+from irpo_nemo.table.collect import read_curve
 from irpo_nemo.table.command import make_plan, show
 from irpo_nemo.table.result import TableResult, collect_table
 from irpo_nemo.table.runs import TablePlan
@@ -41,7 +42,7 @@ figures:
 """
 
 
-def finish(folder: RunFolder, stage: str, iteration: int, *, taken_from: str | None = None) -> None:
+def finish(folder: RunFolder, stage: str, iteration: int | None, *, taken_from: str | None = None) -> None:
     manifest = Manifest(
         stage=stage,
         iteration=iteration,
@@ -52,7 +53,8 @@ def finish(folder: RunFolder, stage: str, iteration: int, *, taken_from: str | N
         seconds={"total": 30.0},
         taken_from=taken_from,
     )
-    write_manifest(folder.iteration(iteration).manifest(stage), manifest)
+    place = folder.model_zero if iteration is None else folder.iteration(iteration)
+    write_manifest(place.manifest(stage), manifest)
 
 
 def write_accuracy(
@@ -209,6 +211,21 @@ def test_curves_are_judged_by_what_training_moved(result: TableResult) -> None:
     (first, _) = result.curves["dpo"]["chosen"]
     assert first.level == pytest.approx(-20.0)
     assert first.last_changes == pytest.approx([-3.9, -4.1])
+
+
+def test_the_curve_of_a_run_that_only_fine_tuned_is_that_of_the_pairs_it_watched(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert read_curve(run, "chosen") is None
+    lines = [{"watched/logprob/chosen": -20.0 + step, "watched/logprob/rejected": -30.0 - step} for step in range(20)]
+    run.model_zero.train.root.mkdir(parents=True)
+    run.model_zero.train.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_curve(run, "chosen") is None
+    finish(run, "sft", None)
+    curve = read_curve(run, "rejected")
+    assert curve is not None
+    assert (curve.level, curve.changes[:3], curve.last_changes) == (-30.0, [0.0, -1.0, -2.0], [-18.0, -19.0])
+    run.model_zero.train.metrics.write_text('{"logprob/chosen": -1.0}\n')
+    assert read_curve(run, "chosen") is None
 
 
 def test_a_claim_without_numbers_is_missing(tmp_path: Path, plan: TablePlan) -> None:

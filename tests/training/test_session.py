@@ -141,13 +141,16 @@ def test_a_warm_up_as_long_as_the_run_is_told(model: Path, tmp_path: Path) -> No
     assert "ConfigError: optimizer.warmup_steps: is 5, but this run has only 5 steps; set fewer" in str(caught.value)
 
 
-def fine_tune(model: Path, folder: Path) -> None:
+def fine_tune(model: Path, folder: Path, watched: Path | None = None) -> None:
     from irpo_nemo.training.session import train_sft
 
+    folder.mkdir(exist_ok=True)
     demonstrations = folder / "demonstrations.parquet"
     write_records(demonstrations, make_demonstrations(21), Demonstration)
     options = make_config(num_epochs=4, max_steps=10).training
-    config = IRPOConfig(sft=SFTConfig(**vars(options), enabled=True))
+    pairs_path = None if watched is None else str(watched)
+    sft = SFTConfig(**vars(options), enabled=True, watched_pairs_path=pairs_path, num_watched_pairs=7)
+    config = IRPOConfig(sft=sft)
     train_sft(
         config,
         initial=model,
@@ -157,17 +160,67 @@ def fine_tune(model: Path, folder: Path) -> None:
     )
 
 
-def test_supervised_fine_tuning_lowers_the_nll_of_demonstrations(model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def fine_tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    run_on_ranks(fine_tune, 1, model, folder)
+    return folder
+
+
+def test_supervised_fine_tuning_lowers_the_nll_of_demonstrations(model: Path, fine_tuned: Path) -> None:
     from transformers import LlamaForCausalLM
 
-    run_on_ranks(fine_tune, 1, model, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "train/metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(fine_tuned)
     assert len(lines) == 10
     assert all(sorted(line) == sorted(METRICS) for line in lines)
     assert all(line["loss/dpo"] == 0 and line["loss/total"] == line["loss/nll"] for line in lines)
     assert lines[-1]["loss/nll"] < lines[0]["loss/nll"] - 0.2
-    exported = LlamaForCausalLM.from_pretrained(tmp_path / "hf")
+    exported = LlamaForCausalLM.from_pretrained(fine_tuned / "hf")
     assert mean_nll(exported) < mean_nll(LlamaForCausalLM.from_pretrained(model)) - 0.2
+
+
+def read_lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "train/metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_watched_pairs_are_scored_after_each_step_and_not_learnt_from(
+    model: Path, fine_tuned: Path, tmp_path: Path, ranks: int
+) -> None:
+    """Every third of 21 pairs, by transformers under the exported model."""
+    from transformers import LlamaForCausalLM
+
+    pairs = make_pairs(21)
+    write_records(tmp_path / "pairs.parquet", pairs, PreferencePair)
+    run_on_ranks(fine_tune, ranks, model, tmp_path / "out", tmp_path / "pairs.parquet")
+    lines = read_lines(tmp_path / "out")
+    names = ["watched/logprob/chosen", "watched/logprob/rejected"]
+    assert all(sorted(line) == sorted([*METRICS, *names]) for line in lines)
+    assert len({line[names[0]] for line in lines}) == len(lines)
+    exported = LlamaForCausalLM.from_pretrained(tmp_path / "out" / "hf")
+    watched = pairs[::3]
+    sides = ([p.chosen_token_ids for p in watched], [p.rejected_token_ids for p in watched])
+    for name, completions in zip(names, sides, strict=True):
+        scores = [
+            sum_logprob(exported, p.prompt_token_ids, tokens) for p, tokens in zip(watched, completions, strict=True)
+        ]
+        assert lines[-1][name] == pytest.approx(sum(scores) / 7, rel=1e-5)
+    if ranks == 1:
+        weights, plain = (load_file(folder / "hf" / "model.safetensors") for folder in (tmp_path / "out", fine_tuned))
+        assert all(torch.equal(weights[key], plain[key]) for key in plain)
+
+
+def test_a_file_without_pairs_to_watch_is_told(model: Path, tmp_path: Path) -> None:
+    write_records(tmp_path / "pairs.parquet", [], PreferencePair)
+    with pytest.raises(AssertionError) as caught:
+        run_on_ranks(fine_tune, 1, model, tmp_path / "out", tmp_path / "pairs.parquet")
+    assert f"DataError: sft.watched_pairs_path: {tmp_path}/pairs.parquet holds no pairs" in str(caught.value)
+
+
+@torch.no_grad()
+def sum_logprob(model: Any, prompt: list[int], completion: list[int]) -> float:
+    rows = model(torch.tensor([prompt + completion])).logits[0][len(prompt) - 1 : -1].log_softmax(-1)
+    return float(rows[torch.arange(len(completion)), torch.tensor(completion)].sum())
 
 
 @torch.no_grad()
